@@ -1,0 +1,172 @@
+//! The validated configuration. Everything below `config` has been checked; nothing above re-checks.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::delivery::HandlerName;
+use crate::schedule::Schedule;
+use crate::signature::{Policy, Secret};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub intake: Intake,
+    /// At least one; the first is the default.
+    pub sources: Vec<Source>,
+    pub schedule: Schedule,
+    pub retention: Retention,
+    pub admin: Admin,
+    pub log: Log,
+    pub handlers: Vec<Handler>,
+    /// `[secrets]`, for `secret('name')` in templates.
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+#[derive(Clone, Debug)]
+pub struct Intake {
+    pub listen: Vec<Listen>,
+    pub body_max: u64,
+    pub read_timeout: Duration,
+    pub ack_deadline: Duration,
+    pub connections_max: usize,
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub name: String,
+    /// `/webhooks/bluereplies`
+    pub path: String,
+    /// Secrets, header, scheme, `canonical_json`. No secret at all is allowed (intake answers 503).
+    pub signature: Policy,
+    /// Globs; events of other types are acknowledged and not stored.
+    pub events: Vec<String>,
+    pub ping_types: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// `None`: forever.
+    pub delivered: Option<Duration>,
+    pub dead: Option<Duration>,
+    /// How long the duplicate check remembers an event whose payload is gone.
+    pub dedup: Duration,
+    pub disk_max: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Admin {
+    pub socket: PathBuf,
+    /// `None`: off.
+    pub listen: Option<SocketAddr>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Auto,
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug)]
+pub struct Log {
+    pub level: tracing::Level,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    None,
+    Conversation,
+    Log,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    Now,
+    Beginning,
+}
+
+/// At most `count` attempts per `per`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub count: u32,
+    pub per: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Handler {
+    pub name: HandlerName,
+    pub events: Vec<String>,
+    /// A minijinja expression.
+    pub when: Option<String>,
+    pub order: Order,
+    pub start: Start,
+    pub concurrency: usize,
+    pub rate: Option<Rate>,
+    pub timeout: Duration,
+    pub schedule: Schedule,
+    pub action: Action,
+}
+
+#[derive(Clone, Debug)]
+pub enum Action {
+    Http(Http),
+    Exec(Exec),
+    File(FileSink),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardSign {
+    BlueReplies,
+    StandardWebhooks,
+}
+
+/// What an `http` handler sends. Strings are templates.
+#[derive(Clone, Debug)]
+pub enum HttpBody {
+    /// The event's bytes as stored.
+    Raw,
+    /// Every string in it is a template, rendered per value.
+    Json(serde_json::Value),
+    Form(Vec<(String, String)>),
+    Text(String),
+}
+
+#[derive(Clone, Debug)]
+pub struct Http {
+    pub url: String,
+    pub method: String,
+    pub headers: Vec<(String, String)>,
+    pub body: HttpBody,
+    pub sign: Option<ForwardSign>,
+    /// Statuses that are dead at once, besides 410.
+    pub permanent: Vec<u16>,
+    pub allow_private: bool,
+    /// PEM file with further certificate authorities.
+    pub ca: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Exec {
+    /// Templates. At least the program.
+    pub command: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub cwd: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub struct FileSink {
+    pub path: PathBuf,
+    /// Bytes at which the file is moved to `.1`; `None`: never.
+    pub rotate: Option<u64>,
+    pub keep: u32,
+}

@@ -1,0 +1,17 @@
+#![doc = include_str!("../ARCHITECTURE.md")]
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod automation;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod delivery;
+pub mod event;
+pub mod handler;
+pub mod intake;
+pub mod replay;
+pub mod schedule;
+pub mod server;
+pub mod signature;
+pub mod store;
