@@ -1,1 +1,11 @@
+//! Tests that run the real binary against real sockets, files and processes, and the house rules.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod crash;
+mod load;
+mod node;
+mod refusals;
+mod retries;
+mod soak;
+mod support;
+mod tidy;

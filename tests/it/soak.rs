@@ -1,0 +1,100 @@
+//! 300,000 events with three handlers running: memory and disk stay bounded, the list stays quick.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::load::{THREE_HANDLERS, kind_of};
+use crate::support::{Receiver, Server, event_body, eventually};
+
+const EVENTS: usize = 300_000;
+const DISK_MAX_MIB: u64 = 256;
+
+/// Anonymous memory in MiB: what a small machine has to hold. (File pages of the log do not count.)
+fn resident_mib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+fn folder_bytes(folder: &std::path::Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(m) if m.is_dir() => folder_bytes(&entry.path()),
+            Ok(m) => std::os::unix::fs::MetadataExt::blocks(&m) * 512,
+            Err(_) => 0, // a segment that retention has just removed
+        })
+        .sum()
+}
+
+#[test]
+fn memory_and_disk_stay_bounded_over_300_000_events() {
+    let receiver = Receiver::start_counting();
+    let config = format!(
+        "[retention]\ndelivered = \"1h\"\ndisk_max = \"{DISK_MAX_MIB} MiB\"\n{}",
+        THREE_HANDLERS
+            .replace("{url}", &receiver.url("/crm"))
+            .replace("message.failed", "message.rare")
+    );
+    let server = Server::start(&config);
+    let (next, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let mut samples = Vec::new();
+    std::thread::scope(|scope| {
+        let senders: Vec<_> = (0..16)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut client = server.client();
+                    loop {
+                        let n = next.fetch_add(1, Ordering::Relaxed);
+                        if n >= EVENTS {
+                            return;
+                        }
+                        let rare = n.is_multiple_of(1_000);
+                        let kind = if rare { "message.rare" } else { kind_of(n) };
+                        let body = event_body(&format!("evt_{n}"), kind, n as u64);
+                        // A full or busy store says 503; the sender tries again, as the vendor does.
+                        while client.post_signed(&body).unwrap().status != 200 {
+                            std::thread::sleep(Duration::from_millis(50));
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            for sender in senders {
+                sender.join().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        while !done.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(100));
+            samples.push((next.load(Ordering::Relaxed), resident_mib(server.pid())));
+        }
+    });
+    eventually("the handlers have run", || {
+        (receiver.count() >= EVENTS - EVENTS / 1_000).then_some(())
+    });
+    samples.push((EVENTS, resident_mib(server.pid())));
+
+    let peak = samples.iter().map(|s| s.1).max().unwrap();
+    let peak_between = |from: usize, to: usize| {
+        samples.iter().filter(|s| (from..to).contains(&s.0)).map(|s| s.1).max().unwrap_or(0)
+    };
+    let third_quarter = peak_between(EVENTS / 2, EVENTS * 3 / 4);
+    let last_quarter = peak_between(EVENTS * 3 / 4, usize::MAX);
+    let disk = folder_bytes(&server.data()) / (1024 * 1024);
+    let begun = Instant::now();
+    let listed = server.cli_json(&["events", "list", "--limit", "20"]).len();
+    println!(
+        "peak {peak} MiB; third quarter {third_quarter}, last {last_quarter}; disk {disk} MiB; list in {:?}",
+        begun.elapsed()
+    );
+    assert!(peak < 96, "peak memory {peak} MiB: {samples:?}");
+    assert!(
+        last_quarter <= third_quarter + third_quarter / 8 + 2,
+        "memory grows: {third_quarter} MiB, then {last_quarter} MiB"
+    );
+    assert!(disk <= DISK_MAX_MIB * 5 / 4, "the data directory holds {disk} MiB");
+    assert_eq!(listed, 20);
+}
