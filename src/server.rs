@@ -1,1 +1,310 @@
-//! (to be built)
+//! Wiring: the order of start, reload and stop.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::clock::{Clock, FileClock, SystemClock};
+use crate::config::{self, Config, Listen, LoadOptions, Loaded, LogFormat};
+use crate::handler::{self, BuildContext};
+use crate::intake::{self, Intake};
+use crate::replay::planner::HandlerPlan;
+use crate::replay::runner::{self, ReplayHandle, RunnerHandler};
+use crate::store::disk::RealDisk;
+use crate::store::{OpenError, Store, StoreOptions};
+
+/// How long a stop waits for requests under way.
+const DRAIN: Duration = Duration::from_secs(10);
+
+const EXIT_OK: u8 = 0;
+const EXIT_FAILED: u8 = 1;
+const EXIT_CONFIGURATION: u8 = 2;
+
+#[derive(Clone, Debug, Default)]
+pub struct ServeOptions {
+    pub load: LoadOptions,
+    /// Tests move time through this file (see [`FileClock`]).
+    pub virtual_clock: Option<PathBuf>,
+}
+
+/// Loads the configuration and compiles every handler's templates and filters.
+///
+/// # Errors
+/// Everything that is wrong, one line each.
+pub fn load(options: &LoadOptions) -> Result<Loaded, Vec<String>> {
+    let loaded = Config::load(options)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let problems: Vec<String> = loaded
+        .config
+        .handlers
+        .iter()
+        .filter_map(|handler| {
+            let fault = with_context(&loaded.config, |context| handler::check(handler, context));
+            let origin = loaded.handler_origins.get(&handler.name).map_or("", String::as_str);
+            fault.err().map(|fault| format!("{origin}: {fault}"))
+        })
+        .collect();
+    if problems.is_empty() { Ok(loaded) } else { Err(problems) }
+}
+
+fn with_context<T>(config: &Config, f: impl FnOnce(&BuildContext<'_>) -> T) -> T {
+    let env = |name: &str| std::env::var(name).ok();
+    f(&BuildContext { secrets: &config.secrets, sources: &config.sources, env: &env })
+}
+
+fn runner_handlers(config: &Config) -> Result<Vec<RunnerHandler>, String> {
+    with_context(config, |context| {
+        config.handlers.iter().map(|handler| runner_handler(handler, context)).collect()
+    })
+}
+
+fn runner_handler(
+    configured: &config::Handler,
+    context: &BuildContext<'_>,
+) -> Result<RunnerHandler, String> {
+    let built = handler::build(configured, context)?;
+    let filter = Arc::new(built.filter);
+    let by_kind = Arc::clone(&filter);
+    let when: Option<runner::When> = filter
+        .has_when()
+        .then(|| Arc::new(move |event: &crate::event::Event| filter.when(event)) as runner::When);
+    Ok(RunnerHandler {
+        plan: HandlerPlan {
+            name: configured.name.clone(),
+            order: configured.order,
+            concurrency: configured.concurrency,
+            rate: configured.rate,
+            schedule: configured.schedule.clone(),
+        },
+        start: configured.start,
+        timeout: configured.timeout,
+        matches_kind: Arc::new(move |kind| by_kind.matches_kind(kind)),
+        when,
+        handler: built.handler,
+    })
+}
+
+/// Runs the appliance until a signal stops it. Returns the exit code.
+#[must_use]
+pub fn serve(options: &ServeOptions) -> u8 {
+    let created = match config::create_missing(&options.load) {
+        Ok(created) => created,
+        Err(problem) => return refuse(EXIT_CONFIGURATION, &[problem.to_string()]),
+    };
+    let loaded = match load(&options.load) {
+        Ok(loaded) => loaded,
+        Err(problems) => return refuse(EXIT_CONFIGURATION, &problems),
+    };
+    start_logging(&loaded.config.log);
+    for path in &created {
+        tracing::info!("created a signing secret in {}", path.display());
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    // Templates and bodies make short-lived garbage: few worker threads keep the arenas few.
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let line = format!("cannot start: {error}; raise the limits of processes and open files");
+            return refuse(EXIT_FAILED, &[line]);
+        }
+    };
+    match runtime.block_on(run(options, loaded, !created.is_empty())) {
+        Ok(()) => EXIT_OK,
+        Err(line) => refuse(EXIT_FAILED, &[line]),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a refusal to start is for whoever started it")]
+fn refuse(code: u8, lines: &[String]) -> u8 {
+    for line in lines {
+        eprintln!("bluehook: {line}");
+    }
+    code
+}
+
+fn start_logging(log: &config::Log) {
+    use std::io::IsTerminal;
+    let terminal = std::io::stderr().is_terminal();
+    // journald adds the time itself.
+    let journald = std::env::var_os("JOURNAL_STREAM").is_some();
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(log.level)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal && std::env::var_os("NO_COLOR").is_none());
+    // A second call in one process (tests) keeps the first subscriber.
+    match log.format {
+        LogFormat::Json => drop(lines.json().try_init()),
+        LogFormat::Text | LogFormat::Auto if journald && !terminal => {
+            drop(lines.without_time().try_init());
+        }
+        LogFormat::Text | LogFormat::Auto => drop(lines.try_init()),
+    }
+}
+
+fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Store, String> {
+    let options = StoreOptions {
+        data_dir: config.data_dir.clone(),
+        retention: config.retention.clone(),
+    };
+    Store::open(Arc::new(RealDisk), options, Arc::clone(clock)).map_err(|error| match error {
+        OpenError::Locked { pid } => format!(
+            "cannot open {}: another bluehook{} runs on it; stop that one or set data_dir to another folder",
+            config.data_dir.display(),
+            pid.map(|pid| format!(" (process {pid})")).unwrap_or_default(),
+        ),
+        OpenError::Other(line) => line,
+    })
+}
+
+struct Appliance {
+    store: Store,
+    intake: Arc<Intake>,
+    replay: ReplayHandle,
+    config: Mutex<Arc<Config>>,
+}
+
+impl Appliance {
+    fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A bad new configuration is refused, and the running one stays.
+    async fn reload(&self, options: &LoadOptions) {
+        let refused = |problems: &[String]| {
+            for problem in problems {
+                tracing::error!("not reloaded, the running configuration stays: {problem}");
+            }
+        };
+        let loaded = match load(options) {
+            Ok(loaded) => loaded,
+            Err(problems) => return refused(&problems),
+        };
+        let handlers = match runner_handlers(&loaded.config) {
+            Ok(handlers) => handlers,
+            Err(problem) => return refused(&[problem]),
+        };
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        for key in Config::changes_needing_restart(&self.config(), &loaded.config) {
+            tracing::warn!("{key} changed; it takes effect at the next restart");
+        }
+        self.intake.reload(&loaded.config);
+        self.replay.reconfigure(handlers).await;
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded.config);
+        tracing::info!("configuration reloaded");
+    }
+}
+
+async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Result<(), String> {
+    let mut signals = Signals::new().map_err(|e| format!("cannot watch for signals: {e}"))?;
+    let clock: Arc<dyn Clock> = match &options.virtual_clock {
+        Some(file) => Arc::new(FileClock::new(file.clone())),
+        None => Arc::new(SystemClock::new()),
+    };
+    let config = Arc::new(loaded.config);
+    let handlers = runner_handlers(&config)?;
+    let store = open_store(&config, &clock)?;
+    let mut passed = listenfd::ListenFd::from_env();
+    let bound = match intake::bind(&config.intake.listen, &mut passed).await {
+        Ok(bound) => bound,
+        Err(line) => {
+            store.close().await;
+            return Err(line);
+        }
+    };
+    let addresses = bound.addresses().to_vec();
+    let (stop, stopping) = watch::channel(false);
+    let intake = Intake::new(&config, store.clone(), Arc::clone(&clock));
+    let replay = runner::start(store.clone(), Arc::clone(&clock), handlers);
+    let appliance = Arc::new(Appliance { store, intake, replay, config: Mutex::new(config) });
+    let accepting =
+        tokio::spawn(intake::serve(bound, Arc::clone(&appliance.intake), stopping.clone(), DRAIN));
+    announce(&appliance.config(), &addresses, options, first_start);
+
+    while signals.next().await == Wanted::Reload {
+        appliance.reload(&options.load).await;
+    }
+    tracing::info!("stopping; a second signal stops at once");
+    let ending = async {
+        let _ = stop.send(true);
+        let _ = accepting.await;
+        appliance.replay.stop().await;
+        appliance.store.close().await;
+    };
+    tokio::select! {
+        () = ending => tracing::info!("stopped"),
+        () = signals.next_stop() => tracing::warn!("stopped at once; what was running runs again at the next start"),
+    }
+    Ok(())
+}
+
+/// Says where events come in and, on the very first start, how to send one.
+fn announce(config: &Config, addresses: &[Listen], options: &ServeOptions, first_start: bool) {
+    for source in &config.sources {
+        for address in addresses {
+            match address {
+                Listen::Tcp(address) => tracing::info!("listening on http://{address}{}", source.path),
+                Listen::Unix(path) => {
+                    tracing::info!("listening on unix:{} for {}", path.display(), source.path);
+                }
+            }
+        }
+        if source.signature.secrets.is_empty() {
+            tracing::warn!(
+                "source {} has no signing secret: pings are answered, events get 503; set \
+                 WEBHOOK_SECRET or its `secrets`, then reload or restart",
+                source.name
+            );
+        }
+    }
+    if first_start {
+        let program = std::env::args_os().next().unwrap_or_else(|| "bluehook".into());
+        let config = options.load.file.as_deref().unwrap_or(Path::new("bluehook.toml"));
+        tracing::info!(
+            "send a first test event: {} trigger message.received --config {}",
+            Path::new(&program).display(),
+            config.display()
+        );
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Wanted {
+    Reload,
+    Stop,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wanted {
+        tokio::select! {
+            _ = self.terminate.recv() => Wanted::Stop,
+            _ = self.interrupt.recv() => Wanted::Stop,
+            _ = self.hang_up.recv() => Wanted::Reload,
+        }
+    }
+
+    async fn next_stop(&mut self) {
+        while self.next().await == Wanted::Reload {}
+    }
+}
