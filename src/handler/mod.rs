@@ -1,11 +1,33 @@
 //! What runs when an event matches: http, exec, file.
 
+mod address;
+mod exec;
+mod file;
+mod filter;
+mod http;
+mod redact;
+mod scan;
+mod template;
+mod tls;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use wildmatch::WildMatch;
+
 use crate::clock::{BoxFuture, Timestamp};
+use crate::config::{self, Action, HttpBody};
 use crate::delivery::Outcome;
-use crate::event::Event;
+use crate::event::{Event, MALFORMED};
+use crate::signature::Secret;
+
+pub use filter::Filter;
+use redact::Redactor;
+use template::{Engine, Values};
+
+/// How much of a response body, or of a program's output and its errors, history keeps.
+pub const KEPT_BYTES: usize = 16 << 10;
 
 /// What a handler is told of one attempt.
 #[derive(Clone, Debug)]
@@ -27,8 +49,156 @@ pub struct Report {
     pub response: Option<String>,
 }
 
+impl Report {
+    fn bare(outcome: Outcome) -> Report {
+        Report { outcome, request: None, response: None }
+    }
+}
+
 pub trait Handler: Send + Sync {
     /// Runs once. It must end within `call.deadline`, leaving nothing running; dropping the future
     /// must kill what it started.
     fn run(&self, call: Call) -> BoxFuture<'_, Report>;
+}
+
+/// What handlers need besides their own configuration.
+pub struct BuildContext<'a> {
+    /// For `secret('name')`.
+    pub secrets: &'a BTreeMap<String, Secret>,
+    /// For `sign`.
+    pub sources: &'a [config::Source],
+    /// For `env('NAME')`: this process's environment.
+    pub env: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// A handler ready to run.
+pub struct Built {
+    pub handler: Arc<dyn Handler>,
+    pub filter: Filter,
+}
+
+/// What the three kinds of handler have in common.
+struct Common {
+    name: String,
+    engine: Arc<Engine>,
+    redactor: Redactor,
+}
+
+/// # Errors
+/// One line: the handler, the field, what is wrong there.
+pub fn build(handler: &config::Handler, ctx: &BuildContext<'_>) -> Result<Built, String> {
+    let named = |e: String| format!("handler {:?}: {e}", handler.name.as_str());
+    build_unnamed(handler, ctx).map_err(named)
+}
+
+/// Finds everything that [`build`] would refuse. Starts, opens and connects nothing.
+///
+/// # Errors
+/// As [`build`].
+pub fn check(handler: &config::Handler, ctx: &BuildContext<'_>) -> Result<(), String> {
+    build(handler, ctx).map(|_| ())
+}
+
+fn build_unnamed(handler: &config::Handler, ctx: &BuildContext<'_>) -> Result<Built, String> {
+    let values = values(handler, ctx);
+    let mut engine = Engine::new(&values);
+    let name = handler.name.as_str().to_owned();
+    if let Some(when) = &handler.when {
+        engine.compile_condition("when", when)?;
+    }
+    let of_sources = ctx.sources.iter().flat_map(|source| &source.signature.secrets);
+    let secrets = ctx.secrets.values().chain(of_sources).map(text_of);
+    let redactor = Redactor::new(secrets.chain(values.env.values().cloned()));
+
+    let (built, engine): (Arc<dyn Handler>, _) = match &handler.action {
+        Action::Http(http) => {
+            let plan = http::Plan::compile(http, &mut engine)?;
+            let common = Common { name: name.clone(), engine: Arc::new(engine), redactor };
+            let engine = Arc::clone(&common.engine);
+            (
+                Arc::new(http::Http::new(http, plan, ctx.sources, handler.concurrency, common)?),
+                engine,
+            )
+        }
+        Action::Exec(exec) => {
+            let plan = exec::Plan::compile(exec, &mut engine)?;
+            let common = Common { name: name.clone(), engine: Arc::new(engine), redactor };
+            let engine = Arc::clone(&common.engine);
+            (Arc::new(exec::Exec::new(plan, common)), engine)
+        }
+        Action::File(sink) => (Arc::new(file::File::new(sink)), Arc::new(engine)),
+    };
+    let filter = Filter {
+        handler: name,
+        globs: handler.events.iter().map(|glob| WildMatch::new(glob)).collect(),
+        names_malformed: handler.events.iter().any(|glob| glob == MALFORMED),
+        when: handler.when.clone().map(|when| (when, engine)),
+    };
+    Ok(Built { handler: built, filter })
+}
+
+fn text_of(secret: &Secret) -> String {
+    String::from_utf8_lossy(secret.expose()).into_owned()
+}
+
+/// Every secret, and those variables that a template names. Variables are read here, once, so that
+/// their values are known to the redactor before the first attempt.
+fn values(handler: &config::Handler, ctx: &BuildContext<'_>) -> Values {
+    let mut values = Values::default();
+    for (name, secret) in ctx.secrets {
+        values.secrets.insert(name.clone(), text_of(secret));
+    }
+    let templates = sources_of_templates(&handler.action);
+    let mut code: Vec<_> = templates.into_iter().flat_map(scan::template_code).collect();
+    code.extend(handler.when.as_deref().map(|when| (0, when)));
+    for name in scan::variables(&code) {
+        if let Some(value) = (ctx.env)(name) {
+            values.env.insert(name.to_owned(), value);
+        }
+    }
+    values
+}
+
+fn sources_of_templates(action: &Action) -> Vec<&str> {
+    fn strings<'a>(value: &'a serde_json::Value, out: &mut Vec<&'a str>) {
+        match value {
+            serde_json::Value::String(text) => out.push(text),
+            serde_json::Value::Array(items) => items.iter().for_each(|v| strings(v, out)),
+            serde_json::Value::Object(fields) => fields.values().for_each(|v| strings(v, out)),
+            _ => {}
+        }
+    }
+    let mut out = Vec::new();
+    match action {
+        Action::Http(http) => {
+            out.push(http.url.as_str());
+            out.extend(http.headers.iter().map(|(_, value)| value.as_str()));
+            match &http.body {
+                HttpBody::Raw => {}
+                HttpBody::Json(value) => strings(value, &mut out),
+                HttpBody::Form(fields) => out.extend(fields.iter().map(|(_, v)| v.as_str())),
+                HttpBody::Text(text) => out.push(text),
+            }
+        }
+        Action::Exec(exec) => {
+            out.extend(exec.command.iter().map(String::as_str));
+            out.extend(exec.env.iter().map(|(_, value)| value.as_str()));
+        }
+        Action::File(_) => {}
+    }
+    out
+}
+
+/// The name most like `name`, if one is alike enough to be what was meant.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|k| (strsim::damerau_levenshtein(name, k), k))
+        .filter(|(distance, k)| *distance <= k.len().div_ceil(3))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, k)| k)
+}
+
+/// `30 s`, `1.5 s`.
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
 }
