@@ -296,3 +296,195 @@ async fn exited(leader: Option<Pid>) {
         children.recv().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::config::{Action, Exec as Config};
+    use crate::handler::testing::{self, BODY, call};
+
+    fn config(command: &[&str]) -> Config {
+        let command = command.iter().map(|&s| s.to_owned()).collect();
+        Config { command, env: vec![], cwd: None }
+    }
+
+    async fn sh(script: &str) -> Report {
+        testing::run(Action::Exec(config(&["sh", "-c", script])), call(BODY)).await
+    }
+
+    fn response(report: &Report) -> &str {
+        report.response.as_deref().unwrap_or_default()
+    }
+
+    async fn is_gone(pid_file: &Path) -> bool {
+        let pid: i32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(5) {
+            // A zombie that init has not collected yet is gone for our purpose.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if stat.is_empty() || stat.contains(") Z ") {
+                return true;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        false
+    }
+
+    #[tokio::test]
+    async fn the_exit_status_decides() {
+        assert_eq!(sh("exit 0").await.outcome, Outcome::Delivered);
+        assert_eq!(sh("exit 100").await.outcome, Outcome::reject("exit status 100"));
+        assert_eq!(sh("exit 111").await.outcome, Outcome::retry("exit status 111"));
+        assert_eq!(sh("kill -9 $$").await.outcome, Outcome::retry("killed by signal 9"));
+    }
+
+    #[tokio::test]
+    async fn the_event_comes_on_standard_input_and_in_a_clean_environment() {
+        let report = sh("cat; echo; env | sort").await;
+        let text = response(&report);
+        assert!(text.contains(BODY), "{text}");
+        let names: Vec<&str> =
+            text.lines().skip(3).filter_map(|l| l.split_once('=')).map(|(n, _)| n).collect();
+        let expected = [
+            "BLUEHOOK_ATTEMPT",
+            "BLUEHOOK_EVENT_ID",
+            "BLUEHOOK_EVENT_TYPE",
+            "BLUEHOOK_HANDLER",
+            "BLUEHOOK_MESSAGE_ID",
+            "BLUEHOOK_RECEIVED_AT",
+            "BLUEHOOK_SOURCE",
+            "PATH",
+        ];
+        // The shell adds variables of its own.
+        let ours: Vec<&str> =
+            names.into_iter().filter(|n| !["PWD", "SHLVL", "_", "OLDPWD"].contains(n)).collect();
+        assert_eq!(ours, expected, "{text}");
+        assert!(text.contains("BLUEHOOK_EVENT_ID=e1\n") && text.contains("MESSAGE_ID=m1\n"));
+        assert!(text.contains("BLUEHOOK_RECEIVED_AT=2026-09-21T14:13:20.123Z"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn arguments_are_templates_that_no_shell_reads() {
+        let body = r#"{"eventId":"e","type":"t","data":{"x":"$(id) `id`; \u0000'\"","n":7}}"#;
+        let mut config =
+            config(&["printf", "[%s]", "{{ data.x }}", "{{ data.n }}", "{{ secret('crm') }}"]);
+        config.env = vec![("MODE".into(), "{{ event.type }}".into())];
+        let report = testing::run(Action::Exec(config), call(body)).await;
+        assert_eq!(report.outcome, Outcome::Delivered);
+        assert!(response(&report).contains("[$(id) `id`; '\"][7][***]"), "{report:?}");
+        let request = report.request.unwrap();
+        assert!(request.contains("***") && !request.contains("s3cret"), "{request}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_value_in_the_command_is_dead_at_once() {
+        let report =
+            testing::run(Action::Exec(config(&["true", "{{ data.no }}"])), call(BODY)).await;
+        let Outcome::Reject { reason } = report.outcome else { panic!("{report:?}") };
+        assert!(
+            reason.contains("exec.command[1]: line 1") && reason.contains("data.no"),
+            "{reason}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_timeout_kills_the_whole_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("pid");
+        let script = format!(
+            "sh -c 'echo $$ > {0}.new; mv {0}.new {0}; sleep 600' & wait",
+            pid_file.display()
+        );
+        let mut call = call(BODY);
+        call.deadline = Duration::from_millis(700);
+        let report = testing::run(Action::Exec(config(&["sh", "-c", &script])), call).await;
+        assert_eq!(report.outcome, Outcome::retry("killed: timed out after 0.7 s"));
+        assert!(is_gone(&pid_file).await);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_attempt_kills_the_whole_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("pid");
+        let script = format!(
+            "sh -c 'echo $$ > {0}.new; mv {0}.new {0}; sleep 600' & wait",
+            pid_file.display()
+        );
+        let handler = testing::ready(Action::Exec(config(&["sh", "-c", &script])));
+        let mut run = handler.run(call(BODY));
+        while !pid_file.exists() {
+            let _ = timeout(Duration::from_millis(5), &mut run).await;
+        }
+        drop(run);
+        assert!(is_gone(&pid_file).await);
+    }
+
+    #[tokio::test]
+    async fn a_child_left_behind_neither_delays_the_attempt_nor_survives_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("pid");
+        let started = Instant::now();
+        let report = sh(&format!("sleep 600 & echo $! > {}; echo done", pid_file.display())).await;
+        assert_eq!(report.outcome, Outcome::Delivered);
+        assert!(started.elapsed() < Duration::from_secs(10));
+        assert!(response(&report).contains("done"));
+        assert!(is_gone(&pid_file).await);
+    }
+
+    #[tokio::test]
+    async fn much_output_is_read_to_the_end_and_kept_in_part() {
+        let report = sh("head -c 200000000 /dev/zero | tr '\\0' x; echo bad >&2").await;
+        assert_eq!(report.outcome, Outcome::Delivered);
+        let text = response(&report);
+        assert!(
+            text.contains("stdout (200000000 bytes)") && text.ends_with("bad\n"),
+            "{}",
+            &text[..80]
+        );
+        assert!(text.len() < KEPT_BYTES + 200, "{}", text.len());
+    }
+
+    #[tokio::test]
+    async fn input_that_is_not_read_and_output_in_between_do_not_block() {
+        let body = format!(r#"{{"type":"t","data":"{}"}}"#, "x".repeat(1_000_000));
+        for script in ["exit 0", "head -c 1000000 /dev/zero; cat > /dev/null", "exec <&-; echo hi"]
+        {
+            let action = Action::Exec(config(&["sh", "-c", script]));
+            let report = testing::run(action, call(&body)).await;
+            assert_eq!(report.outcome, Outcome::Delivered, "{script}");
+        }
+    }
+
+    #[tokio::test]
+    async fn programs_that_cannot_be_started_say_why() {
+        let run = |config| testing::run(Action::Exec(config), call(BODY));
+        let reason = |r: Report| r.outcome.reason().unwrap_or_default().to_owned();
+        let missing = run(config(&["no-such-program"])).await;
+        assert_eq!(missing.outcome.name(), "retry");
+        assert!(reason(missing).contains("not found in /usr/local/bin"));
+        let mut elsewhere = config(&["true"]);
+        elsewhere.cwd = Some("/no/such/place".into());
+        assert!(reason(run(elsewhere).await).contains("/no/such/place is missing"));
+        let long = config(&["true", "{{ 'x' * 3000000 }}"]);
+        let long = run(long).await;
+        assert_eq!(long.outcome.name(), "reject");
+        assert!(reason(long).contains("standard input"));
+    }
+
+    #[tokio::test]
+    async fn many_at_once_each_get_their_own_status() {
+        let handler = testing::ready(Action::Exec(config(&["sh", "-c", "exit {{ data.n }}"])));
+        let runs = (0..40).map(|n| {
+            let handler = handler.clone();
+            let body = format!(r#"{{"type":"t","data":{{"n":{n}}}}}"#);
+            tokio::spawn(async move { handler.run(call(&body)).await })
+        });
+        for (n, run) in runs.collect::<Vec<_>>().into_iter().enumerate() {
+            let text = run.await.unwrap().response.unwrap();
+            assert_eq!(text, format!("exit status {n}"));
+        }
+    }
+}

@@ -265,3 +265,140 @@ fn folder_of(path: &Path) -> &Path {
 fn sync_folder(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config::Action;
+    use crate::handler::testing::{self, BODY, call};
+
+    fn sink(path: &Path) -> FileSink {
+        FileSink { path: path.to_owned(), rotate: None, keep: 2 }
+    }
+
+    fn event_body(n: usize) -> String {
+        format!(r#"{{"eventId":"e{n}","type":"t"}}"#)
+    }
+
+    fn ids(path: &Path) -> Vec<String> {
+        let text = fs::read_to_string(path).unwrap();
+        let id = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["eventId"].as_str().unwrap().to_owned()
+        };
+        text.lines().map(id).collect()
+    }
+
+    #[tokio::test]
+    async fn a_line_holds_the_event_and_its_exact_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/folder/events.jsonl");
+        let report = testing::run(Action::File(sink(&path)), call(BODY)).await;
+        assert_eq!(report.outcome, Outcome::Delivered);
+        let text = fs::read_to_string(&path).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let expected = serde_json::json!({
+            "eventId": "e1", "type": "message.read", "source": "bluereplies",
+            "receivedAt": "2026-09-21T14:13:20.123Z", "payload": BODY,
+        });
+        assert_eq!(line, expected);
+        assert!(text.ends_with('\n'));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o007, 0);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_base64() {
+        let mut event = testing::event("x");
+        event.new.body = vec![0xff, 0xfe].into();
+        let line: serde_json::Value = serde_json::from_str(&line_of(&event)).unwrap();
+        assert_eq!(line["payloadBase64"], "//4=");
+        assert!(line.get("payload").is_none());
+    }
+
+    #[tokio::test]
+    async fn many_at_once_are_each_there_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let handler = testing::ready(Action::File(sink(&path)));
+        let run = |n| {
+            let handler = handler.clone();
+            tokio::spawn(async move { handler.run(call(&event_body(n))).await.outcome })
+        };
+        for run in (0..200).map(run).collect::<Vec<_>>() {
+            assert_eq!(run.await.unwrap(), Outcome::Delivered);
+        }
+        let mut found = ids(&path);
+        found.sort();
+        let mut expected: Vec<String> = (0..200).map(|n| format!("e{n}")).collect();
+        expected.sort();
+        assert_eq!(found, expected);
+    }
+
+    #[tokio::test]
+    async fn a_torn_last_line_is_ended_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        fs::write(&path, "{\"eventId\":\"old\"}\n{\"eventId\":\"to").unwrap();
+        testing::run(Action::File(sink(&path)), call(BODY)).await;
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..2], ["{\"eventId\":\"old\"}", "{\"eventId\":\"to"]);
+        assert!(lines[2].contains("\"e1\"") && lines.len() == 3);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_moved_or_deleted_is_let_go_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, moved) = (dir.path().join("x"), dir.path().join("moved"));
+        let handler = testing::ready(Action::File(sink(&path)));
+        handler.run(call(&event_body(1))).await;
+        fs::rename(&path, &moved).unwrap();
+        handler.run(call(&event_body(2))).await;
+        fs::remove_file(&path).unwrap();
+        handler.run(call(&event_body(3))).await;
+        assert_eq!(ids(&moved), ["e1"]);
+        assert_eq!(ids(&path), ["e3"]);
+    }
+
+    #[tokio::test]
+    async fn rotation_keeps_the_newest_and_loses_no_line_between_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let line = line_of(&testing::event(&event_body(1))).len() as u64;
+        let config = FileSink { rotate: Some(2 * line), ..sink(&path) };
+        let handler = testing::ready(Action::File(config));
+        for n in 1..=9 {
+            assert_eq!(handler.run(call(&event_body(n))).await.outcome, Outcome::Delivered);
+        }
+        assert_eq!(ids(&path), ["e9"]);
+        assert_eq!(ids(&dir.path().join("x.1")), ["e7", "e8"]);
+        assert_eq!(ids(&dir.path().join("x.2")), ["e5", "e6"]);
+        assert!(!dir.path().join("x.3").exists());
+    }
+
+    #[test]
+    fn one_batch_may_rotate_in_the_middle() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let mut writer = Writer { path: path.clone(), rotate_bytes: Some(10), keep: 9, open: None };
+        writer
+            .append(["aaaa\n", "bbbb\n", "cccc\n", "a long line of its own\n"].into_iter())
+            .unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("x.2")).unwrap(), "aaaa\nbbbb\n");
+        assert_eq!(fs::read_to_string(dir.path().join("x.1")).unwrap(), "cccc\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a long line of its own\n");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        for path in [dir.path().to_owned(), dir.path().join("file/x"), "/dev/full".into()] {
+            let report = testing::run(Action::File(sink(&path)), call(BODY)).await;
+            let Outcome::Retry { reason, .. } = report.outcome else { panic!("{path:?}") };
+            assert!(reason.starts_with("cannot write ") && !reason.contains('\n'), "{reason}");
+        }
+    }
+}

@@ -8,6 +8,8 @@ mod http;
 mod redact;
 mod scan;
 mod template;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -201,4 +203,118 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
 /// `30 s`, `1.5 s`.
 fn seconds(duration: Duration) -> String {
     format!("{} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{context, event, handler};
+    use super::*;
+    use crate::config::{Exec, FileSink, Http};
+
+    fn exec(command: &[&str]) -> Action {
+        let command = command.iter().map(|&s| s.to_owned()).collect();
+        Action::Exec(Exec { command, env: vec![], cwd: None })
+    }
+
+    fn problem(action: Action) -> String {
+        context(|ctx| check(&handler(action), ctx)).unwrap_err()
+    }
+
+    #[test]
+    fn what_templates_get_wrong_is_said_at_start_with_its_place() {
+        for (argument, part) in [
+            ("{{ data.from ", "exec.command[1]"),
+            ("a\n{{ secret('crn') }}", "line 2, column 4: unknown secret \"crn\""),
+            ("{{ secret(data.x) }}", "takes one name"),
+            ("{{ env('UNSET') }}", "\"UNSET\" is not set"),
+            ("{{ dta.from }}", "unknown name \"dta\", did you mean \"data\"?"),
+            ("{{ fetch('x') }}", "unknown name \"fetch\""),
+            ("{{ data.from|uper }}", "column 14: unknown filter \"uper\""),
+            ("{% if data.x is blank %}{% endif %}", "unknown test \"blank\""),
+            ("{{ data.x | default(event.id | nope) }}", "unknown filter \"nope\""),
+        ] {
+            let error = problem(exec(&["/bin/true", argument]));
+            assert!(error.starts_with("handler \"h\": "), "{error}");
+            assert!(error.contains(part) && !error.contains('\n'), "{argument}: {error}");
+        }
+    }
+
+    #[test]
+    fn good_templates_pass() {
+        for argument in [
+            "plain",
+            "{",
+            "{{ '|x is y' }}",
+            "{{ secret('crm') }}",
+            "{{ env('SET') | upper }}",
+            "{{ data.secret }}",
+            "{% for x in data.items %}{{ loop.index }}{% endfor %}",
+            "{% raw %}{{ nothing }}{% endraw %}",
+            "{{ data.a is not defined and data.b is none }}",
+        ] {
+            context(|ctx| check(&handler(exec(&["/bin/true", argument])), ctx)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_condition_that_does_not_compile_is_refused() {
+        for (when, part) in [("data.to and", "when"), ("dat.to", "\"dat\""), ("data.to|x", "\"x\"")]
+        {
+            let mut h = handler(exec(&["/bin/true"]));
+            h.when = Some(when.into());
+            let error = context(|ctx| check(&h, ctx)).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn bad_http_settings_are_refused() {
+        let http = |f: fn(&mut Http)| {
+            let mut http = testing::http("https://example.org/");
+            f(&mut http);
+            problem(Action::Http(http))
+        };
+        assert!(http(|h| h.url = "ftp://x".into()).contains("http.url"));
+        assert!(http(|h| h.method = "A B".into()).contains("http.method"));
+        assert!(http(|h| h.headers = vec![("a b".into(), "x".into())]).contains("http.headers"));
+        let length = http(|h| h.headers = vec![("Content-Length".into(), "1".into())]);
+        assert!(length.contains("set by the connection"), "{length}");
+        assert!(http(|h| h.ca = Some("/nonexistent".into())).contains("http.ca"));
+        assert!(http(|h| h.ca = Some("/dev/null".into())).contains("no certificate"));
+        let json = serde_json::json!({"a": [{"b": "{{ secret('no') }}"}]});
+        let mut h = testing::http("https://example.org/");
+        h.body = HttpBody::Json(json);
+        assert!(problem(Action::Http(h)).contains("http.json.a[0].b"));
+    }
+
+    #[test]
+    fn malformed_events_go_only_to_who_names_them() {
+        let filter = |globs: &[&str]| {
+            let sink = FileSink { path: "/nowhere/x".into(), rotate: None, keep: 1 };
+            let mut h = handler(Action::File(sink));
+            h.events = globs.iter().map(|&g| g.to_owned()).collect();
+            context(|ctx| build(&h, ctx)).unwrap().filter
+        };
+        let all = filter(&["*"]);
+        assert!(all.matches_kind("message.read") && !all.matches_kind(MALFORMED));
+        assert!(filter(&["*", "malformed"]).matches_kind(MALFORMED));
+        assert!(!filter(&["malform*"]).matches_kind(MALFORMED));
+        let messages = filter(&["message.*"]);
+        assert!(messages.matches_kind("message.read") && !messages.matches_kind("call.read"));
+        assert!(!messages.has_when());
+    }
+
+    #[test]
+    fn a_condition_chooses_events() {
+        let mut h = handler(exec(&["/bin/true"]));
+        h.when = Some("data.to and not test and data.n > 3 and handler == 'h'".into());
+        let filter = context(|ctx| build(&h, ctx)).unwrap().filter;
+        let when = |body: &str| filter.when(&event(body));
+        assert!(filter.has_when());
+        assert_eq!(when(r#"{"type":"t","data":{"to":"x","n":4}}"#), Ok(true));
+        assert_eq!(when(r#"{"type":"t","test":true,"data":{"to":"x","n":4}}"#), Ok(false));
+        assert_eq!(when(r#"{"type":"t","data":{"to":"","n":4}}"#), Ok(false));
+        assert_eq!(when(r#"{"type":"t"}"#), Ok(false));
+        assert_eq!(when("not json"), Ok(false));
+    }
 }

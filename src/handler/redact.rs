@@ -28,7 +28,7 @@ impl Redactor {
         }
         let as_json = serde_json::Value::from(secret).to_string();
         let form: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-        let as_json = as_json.trim_matches('"').to_owned();
+        let as_json = as_json[1..as_json.len() - 1].to_owned();
         self.needles.extend([secret.to_owned(), percent_encode(secret), form, as_json]);
         self.needles.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         self.needles.dedup();

@@ -333,3 +333,95 @@ impl io::Write for Limited {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::testing::event;
+
+    fn engine() -> Engine {
+        let mut values = Values::default();
+        values.secrets.insert("key".into(), "a/b&c".into());
+        Engine::new(&values)
+    }
+
+    fn body() -> Value {
+        let body = r#"{"type":"t","data":{"s":"a\"b/é&?#@ ","n":1.5,"i":7,"b":true,"z":null,
+            "o":{"y":1,"x":[1,"2"]}}}"#;
+        context(&event(body), "h", 2)
+    }
+
+    fn render(place: Place, source: &str) -> Result<String, String> {
+        let mut engine = engine();
+        let template = engine.compile("field", source, place)?;
+        engine.render(&template, &body())
+    }
+
+    #[test]
+    fn values_in_a_url_cannot_leave_their_place() {
+        let url = |source| render(Place::Url, source).unwrap();
+        assert_eq!(
+            url("https://h/{{ data.s }}?x={{ data.i }}"),
+            "https://h/a%22b%2F%C3%A9%26%3F%23%40%20?x=7"
+        );
+        assert_eq!(url("https://{{ '../@evil/' }}h/"), "https://..%2F%40evil%2Fh/");
+        assert_eq!(url("{{ 'https://h/a?b' | safe }}"), "https://h/a?b");
+        assert_eq!(url("https://h/{{ secret('key') }}"), "https://h/a/b&c");
+    }
+
+    #[test]
+    fn a_missing_value_is_an_error_in_urls_and_commands_and_empty_elsewhere() {
+        for place in [Place::Url, Place::Argument] {
+            let error = render(place, "x\n{{ data.none }}").unwrap_err();
+            assert!(error.starts_with("template field: line 2, column 4: undefined"), "{error}");
+        }
+        assert_eq!(render(Place::Text, "[{{ data.none.deeper }}]").unwrap(), "[]");
+        assert_eq!(render(Place::Url, "{{ data.none | default('d') }}").unwrap(), "d");
+    }
+
+    #[test]
+    fn a_lone_expression_keeps_its_type() {
+        let value = |source: &str| {
+            let mut engine = engine();
+            let template = engine.compile_value("f", source).unwrap();
+            engine.render_value(&template, &body()).unwrap()
+        };
+        assert_eq!(value("{{ data.i }}"), 7);
+        assert_eq!(value("{{- data.n -}}"), 1.5);
+        assert_eq!(value("{{ data.b }}"), true);
+        assert_eq!(value("{{ data.z }}"), serde_json::Value::Null);
+        assert_eq!(value("{{ data.none }}"), serde_json::Value::Null);
+        assert_eq!(value("{{ data.o }}").to_string(), r#"{"y":1,"x":[1,"2"]}"#);
+        assert_eq!(value("{{ data.s }}"), "a\"b/é&?#@ ");
+        assert_eq!(value("{{ data.i }} "), "7 ");
+        assert_eq!(value("{{ data.i }}{{ data.b }}"), "7true");
+        assert_eq!(value("n {{ attempt }} {{ handler }} {{ event.type }}"), "n 2 h t");
+    }
+
+    #[test]
+    fn loops_without_end_run_out_of_steps() {
+        let endless =
+            "{% for a in range(9000) %}{% for b in range(9000) %}{% endfor %}{% endfor %}";
+        let error = render(Place::Text, endless).unwrap_err();
+        assert!(error.contains("fuel"), "{error}");
+    }
+
+    #[test]
+    fn output_has_a_limit() {
+        let error = render(Place::Text, "{{ 'x' * 9000000 }}").unwrap_err();
+        assert!(error.contains("8 MiB") || error.contains("write"), "{error}");
+    }
+
+    #[test]
+    fn files_cannot_be_read() {
+        for source in ["{% include '/etc/passwd' %}", "{% extends '/etc/passwd' %}"] {
+            assert!(render(Place::Text, source).unwrap_err().contains("not found"), "{source}");
+        }
+    }
+
+    #[test]
+    fn text_without_templates_is_kept_as_it_is() {
+        assert_eq!(render(Place::Text, "a { b }\n").unwrap(), "a { b }\n");
+        assert_eq!(render(Place::Text, "{{ data.i }}\n").unwrap(), "7\n");
+    }
+}
