@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
+use super::redact::shorten;
 use super::template::{self, Engine, Place, Template};
 use super::{Call, Common, Handler, KEPT_BYTES, Report, seconds};
 use crate::clock::BoxFuture;
@@ -144,9 +145,9 @@ impl Exec {
         let shown = rendered.command.iter().zip(&self.plan.command).map(|(text, template)| {
             if template.private { "***".to_owned() } else { format!("{text:?}") }
         });
-        let argv = self.common.redactor.clean(&shown.collect::<Vec<_>>().join(" "));
-        let cut = argv.floor_char_boundary(KEPT_BYTES);
-        format!("{}\nstdin: {stdin_bytes} bytes", &argv[..cut])
+        let mut text = self.common.redactor.clean(&shown.collect::<Vec<_>>().join(" "));
+        shorten(&mut text, KEPT_BYTES);
+        format!("{text}\nstdin: {stdin_bytes} bytes")
     }
 
     fn report(&self, ended: &Ended, deadline: Duration) -> Report {

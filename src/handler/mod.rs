@@ -258,8 +258,13 @@ mod tests {
 
     #[test]
     fn a_condition_that_does_not_compile_is_refused() {
-        for (when, part) in [("data.to and", "when"), ("dat.to", "\"dat\""), ("data.to|x", "\"x\"")]
-        {
+        for (when, part) in [
+            ("data.to and", "when"),
+            ("data.to }} x", "bare expression"),
+            ("{{ data.to }}", "when"),
+            ("dat.to", "\"dat\""),
+            ("data.to|x", "\"x\""),
+        ] {
             let mut h = handler(exec(&["/bin/true"]));
             h.when = Some(when.into());
             let error = context(|ctx| check(&h, ctx)).unwrap_err();

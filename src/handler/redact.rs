@@ -53,8 +53,16 @@ impl Redactor {
     #[must_use]
     pub fn clean_bytes(&self, bytes: &[u8], limit: usize) -> String {
         let mut text = self.clean(&String::from_utf8_lossy(bytes));
-        text.truncate(text.floor_char_boundary(limit));
+        shorten(&mut text, limit);
         text
+    }
+}
+
+/// Cuts at `limit` bytes, or just before a character that would be cut in two.
+pub fn shorten(text: &mut String, limit: usize) {
+    if text.len() > limit {
+        let cut = (0..=limit).rev().find(|&at| text.is_char_boundary(at));
+        text.truncate(cut.unwrap_or(0));
     }
 }
 

@@ -50,7 +50,7 @@ pub fn template_code(source: &str) -> Code<'_> {
     let mut code = Vec::new();
     let mut at = 0;
     while let Some(open) = source[at..].find('{').map(|i| at + i) {
-        let (close, is_code) = match source[open..].as_bytes().get(1) {
+        let (close, is_code) = match source.as_bytes().get(open + 1) {
             Some(b'{') => ("}}", true),
             Some(b'%') => ("%}", true),
             Some(b'#') => ("#}", false),
@@ -74,19 +74,31 @@ pub fn template_code(source: &str) -> Code<'_> {
     code
 }
 
-/// Where `close` stands, not counting strings of code.
+/// Whether the whole text is the inside of one `{{ }}`. The engine panics on an expression that
+/// closes a block it is not in, so this is asked first.
+#[must_use]
+pub fn is_one_expression(text: &str) -> bool {
+    end_of(text, 0, "}}", true) == text.len()
+}
+
+/// Where `close` stands, not counting strings of code and what is within brackets.
 fn end_of(source: &str, start: usize, close: &str, is_code: bool) -> usize {
     let mut at = start;
-    while at < source.len() {
+    let mut depth = 0;
+    while let Some(first) = source[at..].chars().next() {
         let rest = &source[at..];
-        if rest.starts_with(close) {
+        if depth == 0 && rest.starts_with(close) {
             return at;
         }
-        let first = rest.chars().next().unwrap_or(' ');
         at += match first {
             '\'' | '"' if is_code => string_length(rest),
             _ => first.len_utf8(),
         };
+        match first {
+            '(' | '[' | '{' if is_code => depth += 1,
+            ')' | ']' | '}' if is_code => depth -= 1,
+            _ => {}
+        }
     }
     source.len()
 }
@@ -225,6 +237,14 @@ mod tests {
         let code = template_code("{%- raw -%}{{ secret('x') }}{% endraw %}{{ y }}");
         assert!(!calls_private(&code));
         assert_eq!(code.last().map(|(_, t)| t.trim()), Some("y"));
+    }
+
+    #[test]
+    fn braces_of_a_map_do_not_end_the_code() {
+        let code = template_code("{{ {'a': {'b': 1}} }}{{ y }}");
+        let texts: Vec<&str> = code.iter().map(|(_, t)| t.trim()).collect();
+        assert_eq!(texts, ["{'a': {'b': 1}}", "y"]);
+        assert!(is_one_expression("{'a': {'b': '}}'}}") && !is_one_expression(" a }} {{ b "));
     }
 
     #[test]

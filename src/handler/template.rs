@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use minijinja::value::Value;
-use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use minijinja::value::{Value, ValueKind};
+use minijinja::{AutoEscape, Environment, ErrorKind, State, UndefinedBehavior};
 
 use super::scan;
 use crate::event::Event;
@@ -80,16 +80,9 @@ impl Engine {
     #[must_use]
     pub fn new(values: &Values) -> Engine {
         let mut url = environment(values, UndefinedBehavior::Strict, Value::from_safe_string);
-        url.set_formatter(|out, _, value| {
-            if value.is_undefined() {
-                return Err(minijinja::ErrorKind::UndefinedError.into());
-            }
-            let text = value.to_string();
-            if value.is_safe() {
-                out.write_str(&text)?;
-            } else {
-                out.write_str(&percent_encode(&text))?;
-            }
+        url.set_formatter(|out, state, value| {
+            let text = text_of(state, value)?;
+            out.write_str(&if value.is_safe() { text } else { percent_encode(&text) })?;
             Ok(())
         });
         Engine {
@@ -145,6 +138,7 @@ impl Engine {
     pub fn compile_value(&mut self, field: &str, source: &str) -> Result<Template, String> {
         let mut template = self.compile(field, source, Place::Text)?;
         if let Some(inner) = lone_expression(source)
+            && scan::is_one_expression(inner)
             && self.text.compile_expression(inner).is_ok()
         {
             template.form = Form::Expression;
@@ -155,6 +149,11 @@ impl Engine {
     /// # Errors
     /// As [`Engine::compile`].
     pub fn compile_condition(&self, field: &str, source: &str) -> Result<(), String> {
+        if !scan::is_one_expression(source) {
+            return Err(format!(
+                "{field}: '}}}}' closes nothing; write the bare expression, as in {field} = \"data.to\""
+            ));
+        }
         let expression =
             self.text.compile_expression(source).map_err(|e| describe(field, source, &e))?;
         let names = expression.undeclared_variables(false);
@@ -247,6 +246,7 @@ fn environment(
     environment.set_keep_trailing_newline(true);
     environment.set_fuel(Some(FUEL));
     environment.remove_global("debug");
+    environment.set_formatter(|out, state, value| Ok(out.write_str(&text_of(state, value)?)?));
     let values = Arc::new(values.clone());
     let secrets = Arc::clone(&values);
     environment.add_function("secret", move |name: &str| {
@@ -258,11 +258,23 @@ fn environment(
     environment
 }
 
+/// A value as JavaScript would put it into a text: `true`, not `True`; lists and objects as JSON.
+/// Null is empty.
+fn text_of(state: &State<'_, '_>, value: &Value) -> Result<String, minijinja::Error> {
+    match value.kind() {
+        ValueKind::Undefined if state.undefined_behavior() == UndefinedBehavior::Strict => {
+            Err(ErrorKind::UndefinedError.into())
+        }
+        ValueKind::Undefined | ValueKind::None => Ok(String::new()),
+        ValueKind::Bool => Ok(if value.is_true() { "true" } else { "false" }.to_owned()),
+        ValueKind::Seq | ValueKind::Map => serde_json::to_string(value)
+            .map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string())),
+        _ => Ok(value.to_string()),
+    }
+}
+
 fn unknown(what: &str, name: &str) -> minijinja::Error {
-    minijinja::Error::new(
-        minijinja::ErrorKind::InvalidOperation,
-        format!("unknown {what} {name:?}"),
-    )
+    minijinja::Error::new(ErrorKind::InvalidOperation, format!("unknown {what} {name:?}"))
 }
 
 /// The inside of a string that is `{{ … }}` from end to end.
@@ -395,6 +407,7 @@ mod tests {
         assert_eq!(value("{{ data.s }}"), "a\"b/é&?#@ ");
         assert_eq!(value("{{ data.i }} "), "7 ");
         assert_eq!(value("{{ data.i }}{{ data.b }}"), "7true");
+        assert_eq!(value("[{{ data.z }}] {{ data.o.x }}"), r#"[] [1,"2"]"#);
         assert_eq!(value("n {{ attempt }} {{ handler }} {{ event.type }}"), "n 2 h t");
     }
 

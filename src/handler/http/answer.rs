@@ -11,7 +11,7 @@ use hyper::{Response, StatusCode};
 
 use super::super::KEPT_BYTES;
 use super::super::address::Refused;
-use super::super::redact::Redactor;
+use super::super::redact::{Redactor, shorten};
 use crate::clock::Timestamp;
 use crate::delivery::Outcome;
 
@@ -46,7 +46,7 @@ impl Answer {
             account.push_str(&format!("\n{name}: {shown}"));
         }
         account = redactor.clean(&account);
-        account.truncate(account.floor_char_boundary(KEPT_BYTES));
+        shorten(&mut account, KEPT_BYTES);
         account.push_str("\n\n");
         account.push_str(&redactor.clean_bytes(&bytes, KEPT_BYTES));
         match ended {

@@ -8,8 +8,8 @@ use hyper::{Method, Uri};
 use minijinja::value::Value;
 use sha2::{Digest, Sha256};
 
+use super::super::Call;
 use super::super::template::{Engine, Place, Template};
-use super::super::{Call, KEPT_BYTES};
 use super::{header_value, is_bodiless};
 use crate::clock::Timestamp;
 use crate::config::{self, ForwardSign, HttpBody};
@@ -59,7 +59,7 @@ impl Plan {
         let method = Method::from_bytes(http.method.as_bytes())
             .map_err(|_| format!("http.method: {:?} is no HTTP method", http.method))?;
         let url = engine.compile("http.url", &http.url, Place::Url)?;
-        if !http.url.contains(['{']) {
+        if !http.url.contains('{') {
             Target::parse(&http.url)?;
         }
         let mut headers = Vec::new();
@@ -157,7 +157,6 @@ impl Plan {
             let value = if hidden { "***" } else { value.as_str() };
             text.push_str(&format!("\n{name}: {value}"));
         }
-        text.truncate(text.floor_char_boundary(KEPT_BYTES));
         text.push_str(&format!("\nbody: {body_bytes} bytes"));
         text
     }

@@ -19,7 +19,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::address::{Refused, Resolver, is_public};
-use super::{Call, Common, Handler, Report, seconds, tls};
+use super::redact::{Redactor, shorten};
+use super::{Call, Common, Handler, KEPT_BYTES, Report, seconds, tls};
 use crate::clock::BoxFuture;
 use crate::config::{self, ForwardSign};
 use crate::delivery::Outcome;
@@ -29,6 +30,9 @@ use request::{Body, Signers, Target};
 
 /// Shorter than what servers usually grant, so that few requests meet a connection just closed.
 const IDLE: Duration = Duration::from_secs(20);
+
+/// A server may put much into what we quote of it.
+const REASON_MAX_BYTES: usize = 1000;
 
 pub(super) struct Http {
     plan: Plan,
@@ -100,10 +104,9 @@ impl Http {
                 (answer.outcome(&self.permanent, call.now), Some(answer.account))
             }
         };
-        let mut report = Report { outcome, request: Some(account), response };
-        report.outcome = clean(&redactor, report.outcome);
-        report.request = report.request.map(|text| redactor.clean(&text));
-        report
+        let mut request = redactor.clean(&account);
+        shorten(&mut request, KEPT_BYTES);
+        Report { outcome: clean(&redactor, outcome), request: Some(request), response }
     }
 
     fn clean(&self, outcome: Outcome) -> Outcome {
@@ -170,13 +173,16 @@ struct Prepared {
     password: Option<String>,
 }
 
-fn clean(redactor: &super::redact::Redactor, outcome: Outcome) -> Outcome {
+fn clean(redactor: &Redactor, outcome: Outcome) -> Outcome {
+    let text = |reason: String| {
+        let mut reason = redactor.clean(&reason);
+        shorten(&mut reason, REASON_MAX_BYTES);
+        reason
+    };
     match outcome {
         Outcome::Delivered => Outcome::Delivered,
-        Outcome::Retry { reason, after_ms } => {
-            Outcome::Retry { reason: redactor.clean(&reason), after_ms }
-        }
-        Outcome::Reject { reason } => Outcome::reject(redactor.clean(&reason)),
+        Outcome::Retry { reason, after_ms } => Outcome::Retry { reason: text(reason), after_ms },
+        Outcome::Reject { reason } => Outcome::Reject { reason: text(reason) },
     }
 }
 
