@@ -284,7 +284,8 @@ fn number(rng: &mut Rng) -> String {
 }
 
 fn digits(rng: &mut Rng, max: usize) -> String {
-    let len = rng.usize(1..=max.min(1 + rng.usize(1..=max)));
+    let longest = rng.usize(1..=max);
+    let len = rng.usize(1..=longest);
     (0..len).map(|_| if rng.bool() { '0' } else { rng.digit(10) }).collect()
 }
 
