@@ -1,6 +1,7 @@
 //! Tests that run the real binary against real sockets, files and processes, and the house rules.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod canonical;
 mod crash;
 mod load;
 mod node;
