@@ -244,6 +244,7 @@ impl AppenderCore {
             self.fail(&error, waiting.into_iter().map(|(_, done)| done));
             return;
         }
+        self.publish(room, 0);
         let mut for_sync = Vec::new();
         for (seq, done) in waiting {
             match done {

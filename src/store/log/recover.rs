@@ -86,7 +86,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, LogError
     let (begins, _) = head(disk, dir, number, log_id)?;
     let expected = sealed.next(disk, dir, number, begins, log_id)?;
     if let Some(expected) = expected
-        && (begins != Some(expected) || tail.first.is_none())
+        && tail.first != Some(expected)
     {
         // What the tail should begin with is gone: whether that is damage, is clear only now.
         tail = survey(disk, dir, At { number, before: expected - 1, sealed: false, log_id })?;
@@ -139,14 +139,14 @@ fn empty(disk: &dyn Disk, dir: &Path, numbers: &[u32]) -> Result<Recovered, LogE
         )));
     }
     let mut torn_bytes = 0;
-    for number in numbers {
+    // Segment 1 last: a log that seems to begin later has lost something.
+    for number in numbers.iter().rev() {
         torn_bytes += drop_empty(disk, dir, *number)?;
+        disk.sync_dir(dir)?;
     }
-    disk.sync_dir(dir)?;
     let report =
         OpenReport { first: 1, next: 1, torn_bytes, damage: vec![], high_water: Timestamp::ZERO };
-    let highest = numbers.last().copied().unwrap_or(0);
-    Ok(Recovered { report, log_id: None, segments: vec![], tail: None, highest })
+    Ok(Recovered { report, log_id: None, segments: vec![], tail: None, highest: 0 })
 }
 
 /// The sealed segments before the tail. Their last records follow from the next one's first.
@@ -262,7 +262,8 @@ fn survey(disk: &dyn Disk, dir: &Path, at: At) -> Result<Survey, LogError> {
                 hole = Some((start, offset + bytes - start));
             }
             Item::Frame(header, frame) => {
-                // A log begins with record 1; where its oldest segments were dropped, with any.
+                // A log begins with record 1 in segment 1; where its oldest segments were dropped, with
+                // any, and all that is left was durable then.
                 let known = found.first.is_some() || before > 0 || number == 1;
                 let missing = if known { found.last + 1 } else { frame.seq };
                 if hole.is_some() || missing < frame.seq {

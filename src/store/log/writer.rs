@@ -293,6 +293,9 @@ impl LogWriter {
     pub fn reopen(&mut self) -> Result<(), LogError> {
         self.broken = true;
         self.pending.clear();
+        if self.durable == 0 {
+            self.begin_again()?;
+        }
         if let Some(active) = self.active.take() {
             // The old handle may hold pages that the kernel no longer knows to be unwritten.
             let verified = match self.cut_back(&active) {
@@ -316,6 +319,18 @@ impl LogWriter {
             self.spare = Some(self.create()?);
         }
         self.broken = false;
+        Ok(())
+    }
+
+    /// Nothing was ever durable: the log still begins with segment 1. The spare goes first, so that
+    /// segment 1 never misses while a later one is there.
+    fn begin_again(&mut self) -> io::Result<()> {
+        self.spare = None;
+        for number in segment::numbers(&*self.disk, &self.dir)?.into_iter().filter(|n| *n > 1) {
+            self.disk.remove(&segment::path(&self.dir, number))?;
+        }
+        self.disk.sync_dir(&self.dir)?;
+        self.next_number = 1;
         Ok(())
     }
 
