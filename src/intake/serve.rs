@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -161,7 +160,7 @@ async fn connection(
             ended = poll_fn(|cx| http.poll_without_shutdown(cx)) => break ended,
             () = stopped(&mut shutdown), if !stopping => {
                 stopping = true;
-                Pin::new(&mut http).graceful_shutdown();
+                std::pin::Pin::new(&mut http).graceful_shutdown();
             }
         }
     };

@@ -1,1 +1,4 @@
+//! The real binary, from outside.
 
+mod intake;
+mod support;
