@@ -1,4 +1,5 @@
 //! The real binary, from outside.
 
+mod canonical;
 mod intake;
 mod support;
