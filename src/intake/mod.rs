@@ -1,1 +1,147 @@
-//! (to be built)
+//! Where webhooks arrive: limits, signature, append, answer. Nothing else happens before the 200.
+//!
+//! The only way to a 200 for an event is [`answer::Answer::Stored`], which holds the appender's
+//! receipt: an answer cannot overtake the disk.
+
+mod answer;
+mod body;
+mod counters;
+mod listen;
+mod peer;
+mod rejections;
+mod rules;
+mod serve;
+mod service;
+
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use wildmatch::WildMatch;
+
+use crate::clock::Clock;
+use crate::config::{self, Config};
+use crate::store::Store;
+
+pub use answer::Reason;
+pub use counters::{CounterView, Counters, LATENCY_BOUNDS_MS};
+pub use listen::{Bound, bind};
+pub use rejections::{Note, Rejections};
+pub use serve::serve;
+
+/// What a reload replaces.
+struct Live {
+    limits: config::Intake,
+    sources: Vec<LiveSource>,
+}
+
+struct LiveSource {
+    config: config::Source,
+    /// `config.events`, compiled.
+    wanted: Vec<WildMatch>,
+}
+
+impl LiveSource {
+    fn wants(&self, kind: &str) -> bool {
+        self.wanted.iter().any(|glob| glob.matches(kind))
+    }
+}
+
+impl Live {
+    fn new(config: &Config) -> Live {
+        let sources = config.sources.iter().map(|source| LiveSource {
+            wanted: source.events.iter().map(|glob| WildMatch::new(glob)).collect(),
+            config: source.clone(),
+        });
+        Live { limits: config.intake.clone(), sources: sources.collect() }
+    }
+}
+
+/// The state that all connections share, and the handle for reloads and for the admin API.
+pub struct Intake {
+    live: RwLock<Arc<Live>>,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    pub counters: Counters,
+    pub rejections: Rejections,
+    connections: AtomicUsize,
+    /// Bodies held in memory by all requests together.
+    bodies: Arc<body::Budget>,
+    no_secret_line: Throttle,
+    store_line: Throttle,
+    accept_line: Throttle,
+}
+
+impl Intake {
+    #[must_use]
+    pub fn new(config: &Config, store: Store, clock: Arc<dyn Clock>) -> Arc<Intake> {
+        Arc::new(Intake {
+            live: RwLock::new(Arc::new(Live::new(config))),
+            store,
+            clock,
+            counters: Counters::default(),
+            rejections: Rejections::default(),
+            connections: AtomicUsize::new(0),
+            bodies: Arc::default(),
+            no_secret_line: Throttle::default(),
+            store_line: Throttle::default(),
+            accept_line: Throttle::default(),
+        })
+    }
+
+    /// Sources, secrets and limits of `config` hold from the next request on. Listeners stay.
+    pub fn reload(&self, config: &Config) {
+        let live = Arc::new(Live::new(config));
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = live;
+    }
+
+    fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Connections open now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// Lets one line through per [`Throttle::EVERY`], so that a flood of requests is no flood of lines.
+struct Throttle {
+    /// Boot clock, milliseconds.
+    next: AtomicI64,
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Throttle { next: AtomicI64::new(i64::MIN) }
+    }
+}
+
+impl Throttle {
+    const EVERY: Duration = Duration::from_secs(60);
+
+    fn lets_through(&self, clock: &dyn Clock) -> bool {
+        let now = clock.now().boot_ms;
+        let next = self.next.load(Ordering::Relaxed);
+        let after = now.saturating_add(i64::try_from(Self::EVERY.as_millis()).unwrap_or(i64::MAX));
+        now >= next
+            && self.next.compare_exchange(next, after, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{TestClock, Timestamp};
+
+    #[test]
+    fn a_throttle_lets_one_line_through_per_minute() {
+        let clock = TestClock::new(Timestamp(0));
+        let throttle = Throttle::default();
+        assert!(throttle.lets_through(&clock));
+        assert!(!throttle.lets_through(&clock));
+        clock.advance(Throttle::EVERY);
+        assert!(throttle.lets_through(&clock));
+    }
+}

@@ -3,6 +3,7 @@
 
 mod canonical;
 mod crash;
+mod intake;
 mod load;
 mod node;
 mod refusals;

@@ -64,6 +64,19 @@ pub struct Answer {
     pub body: String,
 }
 
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+}
+
+pub fn connect(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
 /// One keep-alive connection.
 pub struct Client {
     addr: SocketAddr,
@@ -138,7 +151,8 @@ impl Client {
     }
 }
 
-fn read_answer(stream: &mut BufReader<TcpStream>, no_body: bool) -> std::io::Result<Answer> {
+/// One answer off a connection; `no_body`: to HEAD, whatever `content-length` says.
+pub fn read_answer(stream: &mut BufReader<TcpStream>, no_body: bool) -> std::io::Result<Answer> {
     let (first, headers) = read_head(stream)?;
     let status = first.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
     let body = if no_body { Vec::new() } else { read_body(stream, &headers)? };

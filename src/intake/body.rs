@@ -1,0 +1,138 @@
+//! Reads a request's body within its limits: bytes, time, and memory over all requests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::Body;
+use tokio::time::Instant;
+
+use super::answer::Reason;
+
+/// All bodies in memory together: `connections_max` bodies of `body_max` each would be a gigabyte.
+const BUDGET_BYTES: u64 = 32 << 20;
+
+#[derive(Default)]
+pub(super) struct Budget {
+    used: AtomicU64,
+}
+
+impl Budget {
+    pub(super) fn share(self: &Arc<Budget>) -> Share {
+        Share { budget: Arc::clone(self), bytes: 0 }
+    }
+}
+
+/// One request's part of the budget; given back when dropped.
+pub(super) struct Share {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Share {
+    /// A lone request always gets its body, however large `body_max` is.
+    fn take(&mut self, bytes: u64) -> bool {
+        let before = self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        let others = (before + bytes).saturating_sub(self.bytes);
+        others == 0 || before + bytes <= BUDGET_BYTES
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// # Errors
+/// Which limit was met; and the first bytes read until then, for the ring.
+pub(super) async fn read<B>(
+    mut body: B,
+    max_bytes: u64,
+    deadline: Instant,
+    share: &mut Share,
+) -> Result<Bytes, (Reason, Bytes)>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let mut all = BytesMut::new();
+    loop {
+        let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
+            Err(_) => return Err((Reason::BodyTimeout, all.freeze())),
+            Ok(None) => return Ok(all.freeze()),
+            Ok(Some(Err(_))) => return Err((Reason::BodyBroken, all.freeze())),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        // Trailers carry nothing that we need.
+        let Ok(data) = frame.into_data() else { continue };
+        let len = data.len() as u64;
+        if all.len() as u64 + len > max_bytes {
+            return Err((Reason::BodyTooLarge, all.freeze()));
+        }
+        if !share.take(len) {
+            return Err((Reason::Busy, all.freeze()));
+        }
+        all.extend_from_slice(&data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+    use std::time::Duration;
+
+    use http_body_util::{Empty, Full};
+    use hyper::body::Frame;
+
+    use super::*;
+
+    struct Never;
+
+    impl Body for Never {
+        type Data = Bytes;
+        type Error = Infallible;
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[tokio::test]
+    async fn a_body_may_be_exactly_as_large_as_the_limit() {
+        let budget = Arc::new(Budget::default());
+        let body = || Full::new(Bytes::from_static(b"12345"));
+        let mut share = budget.share();
+        assert_eq!(read(body(), 5, soon(), &mut share).await, Ok(Bytes::from_static(b"12345")));
+        let refused = read(body(), 4, soon(), &mut share).await.map_err(|e| e.0);
+        assert_eq!(refused, Err(Reason::BodyTooLarge));
+        assert_eq!(read(Empty::new(), 0, soon(), &mut share).await, Ok(Bytes::new()));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_meets_the_deadline() {
+        let budget = Arc::new(Budget::default());
+        let refused = read(Never, 5, Instant::now(), &mut budget.share()).await.map_err(|e| e.0);
+        assert_eq!(refused, Err(Reason::BodyTimeout));
+    }
+
+    #[test]
+    fn the_budget_bounds_all_requests_together_but_not_a_lone_one() {
+        let budget = Arc::new(Budget::default());
+        let mut first = budget.share();
+        assert!(first.take(BUDGET_BYTES * 2));
+        assert!(!budget.share().take(1));
+        drop(first);
+        assert!(budget.share().take(1));
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,168 @@
+//! One request: limits, signature, append, answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper::header::HeaderMap;
+use hyper::{Request, Response};
+use tokio::time::Instant;
+
+use super::answer::{Answer, Reason};
+use super::body::{self, Share};
+use super::peer::{Origin, peer_of};
+use super::rejections::{HEADERS_KEPT_BYTES, Note, PATH_KEPT_CHARS};
+use super::rules::{self, Head};
+use super::{Intake, Live, LiveSource};
+use crate::event::{Envelope, NewEvent, id_of_body};
+use crate::signature;
+
+pub(super) async fn answer(
+    intake: Arc<Intake>,
+    origin: Origin,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let arrived = Instant::now();
+    let live = intake.live();
+    let (head, body) = request.into_parts();
+    let mut seen = Bytes::new();
+    let answer = match live.sources.iter().find(|s| s.config.path == head.uri.path()) {
+        None => Answer::Refused(Reason::UnknownPath),
+        Some(source) => {
+            let limits = &live.limits;
+            let length = body.size_hint().exact();
+            match rules::judge_head(&head.method, &head.headers, length, limits.body_max) {
+                Err(reason) => Answer::Refused(reason),
+                Ok(Head::Ping) => Answer::Ping,
+                Ok(Head::ReadBody) => {
+                    let mut share = intake.bodies.share();
+                    let deadline = arrived + limits.read_timeout;
+                    match body::read(body, limits.body_max, deadline, &mut share).await {
+                        Err((reason, start)) => {
+                            seen = start;
+                            Answer::Refused(reason)
+                        }
+                        Ok(whole) => {
+                            seen = whole.clone();
+                            let by = arrived + limits.ack_deadline;
+                            take(&intake, source, &head.headers, whole, share, by).await
+                        }
+                    }
+                }
+            }
+        }
+    };
+    let took = arrived.elapsed();
+    intake.counters.note(&answer, took);
+    let reason = match &answer {
+        Answer::Stored(_) | Answer::NotWanted => None,
+        Answer::Ping => Some("ping"),
+        Answer::Refused(reason) => Some(reason.name()),
+    };
+    if let Some(reason) = reason {
+        let mut note = note_of(&intake, &live, origin, &head, reason);
+        note.status = answer.status().as_u16();
+        note.took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        note.set_body(&seen);
+        tracing::debug!(peer = %note.peer, method = %note.method, path = ?note.path, status = note.status, reason, "no event");
+        intake.rejections.add(note);
+    }
+    answer.into_response()
+}
+
+/// A whole body has arrived for `source`.
+async fn take(
+    intake: &Arc<Intake>,
+    source: &LiveSource,
+    headers: &HeaderMap,
+    body: Bytes,
+    share: Share,
+    by: Instant,
+) -> Answer {
+    let config = &source.config;
+    if rules::is_ping(&config.signature, &config.ping_types, headers, &body) {
+        return Answer::Ping;
+    }
+    if config.signature.secrets.is_empty() {
+        if intake.no_secret_line.lets_through(intake.clock.as_ref()) {
+            tracing::warn!(
+                source = %config.name,
+                "answering 503: no signing secret is configured for this source; set WEBHOOK_SECRET or the source's secrets, then reload (SIGHUP) or restart"
+            );
+        }
+        return Answer::Refused(Reason::NoSecret);
+    }
+    let received_at = intake.clock.now().wall;
+    let pairs = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let verified = match signature::verify(&config.signature, pairs, &body, received_at) {
+        Ok(verified) => verified,
+        Err(rejection) => return Answer::Refused(Reason::Signature(rejection)),
+    };
+    let body = verified.canonical.map_or(body, Bytes::from);
+    let envelope = Envelope::parse(&body);
+    if !source.wants(&envelope.kind) {
+        return Answer::NotWanted;
+    }
+    let event = NewEvent {
+        source: config.name.clone(),
+        id: envelope.id.clone().unwrap_or_else(|| id_of_body(&body)),
+        conversation: envelope.conversation(),
+        kind: envelope.kind,
+        received_at,
+        headers: rules::kept_headers(headers, rules::HEADERS_STORED_BYTES),
+        verified_by: verified.by,
+        body,
+        imported: false,
+    };
+    append(intake, event, share, by).await
+}
+
+async fn append(intake: &Arc<Intake>, event: NewEvent, share: Share, by: Instant) -> Answer {
+    let store = intake.store.clone();
+    // A task of its own: neither the deadline nor a sender that hangs up takes back what is half
+    // written; the sender's retry is then a duplicate.
+    let appended = tokio::spawn(async move {
+        let _held_until_stored = share;
+        store.append_event(event).await
+    });
+    let reason = match tokio::time::timeout_at(by, appended).await {
+        Ok(Ok(Ok(receipt))) => return Answer::Stored(receipt),
+        Ok(Ok(Err(error))) => Reason::Store(error),
+        Ok(Err(_)) => Reason::Crashed,
+        Err(_) => Reason::AckDeadline,
+    };
+    if intake.store_line.lets_through(intake.clock.as_ref()) {
+        tracing::warn!(
+            reason = reason.name(),
+            "answering 503; senders will try again, `bluehook status` says more"
+        );
+    }
+    Answer::Refused(reason)
+}
+
+fn note_of(
+    intake: &Intake,
+    live: &Live,
+    origin: Origin,
+    head: &hyper::http::request::Parts,
+    reason: &'static str,
+) -> Note {
+    let forwarded: Vec<&[u8]> =
+        head.headers.get_all("x-forwarded-for").iter().map(|v| v.as_bytes()).collect();
+    let kept = rules::kept_headers(&head.headers, HEADERS_KEPT_BYTES);
+    let text =
+        |(name, value): (String, Vec<u8>)| (name, String::from_utf8_lossy(&value).into_owned());
+    Note {
+        time: intake.clock.now().wall.to_rfc3339(),
+        peer: peer_of(origin, forwarded.into_iter(), &live.limits.trusted_proxies),
+        method: head.method.as_str().chars().take(32).collect(),
+        path: head.uri.path().chars().take(PATH_KEPT_CHARS).collect(),
+        status: 0,
+        reason,
+        headers: kept.into_iter().map(text).collect(),
+        body: None,
+        body_base64: None,
+        took_ms: 0,
+    }
+}
