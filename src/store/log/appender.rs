@@ -3,21 +3,19 @@
 //! [`AppenderCore`] is synchronous and decides nothing by itself: a batch in, each request completed.
 //! [`Appender`] is the handle to a thread that feeds one; the simulator feeds one without a thread.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::SegmentInfo;
-use super::frame::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use super::frame::HEADER_BYTES;
+use super::queue::{Batch, CloseOnDrop, Queue};
 use super::writer::{LogWriter, is_full};
+use super::{Limits, SegmentInfo};
 use crate::clock::{Clock, Timeline, Timestamp};
 use crate::delivery::Seq;
 use crate::store::AppendError;
 
-const BATCH_BYTES: usize = 1024 * 1024;
-const BATCH_REQUESTS: usize = 1024;
 /// Records that nobody waits for are durable this much later. Real time, whatever clock the store runs
 /// by: it bounds what a power cut may take.
 const SYNC_WITHIN: Duration = Duration::from_secs(1);
@@ -43,22 +41,6 @@ impl Receipt {
     #[must_use]
     pub fn is_duplicate(&self) -> bool {
         self.duplicate
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// What may wait in the queue.
-    pub queue_requests: usize,
-    pub queue_bytes: usize,
-    /// Free space below which events are refused; bookkeeping may use three quarters of it. `None`:
-    /// 64 MiB, at most 5 % of the disk.
-    pub reserve_bytes: Option<u64>,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { queue_requests: 8192, queue_bytes: 32 * 1024 * 1024, reserve_bytes: None }
     }
 }
 
@@ -126,14 +108,14 @@ impl Done {
 }
 
 impl Request {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             Request::Append { payload, .. } => HEADER_BYTES + payload.len(),
             Request::Remove { .. } | Request::Damaged { .. } => 0,
         }
     }
 
-    fn refuse(self, error: AppendError) {
+    pub(super) fn refuse(self, error: AppendError) {
         match self {
             Request::Append { done, .. } => done.refuse(error),
             Request::Remove { done, .. } => _ = done.send(Err(error)),
@@ -420,7 +402,7 @@ impl Appender {
     ) -> std::io::Result<Appender> {
         let mut core = core.with_limits(limits);
         let shared = core.shared.clone();
-        let queue = Arc::new(Queue { limits, waiting: Mutex::default(), changed: Condvar::new() });
+        let queue = Arc::new(Queue::new(limits));
         let (end, ended) = watch::channel(false);
         let feed = queue.clone();
         std::thread::Builder::new().name("log".to_owned()).spawn(move || {
@@ -529,117 +511,5 @@ impl Appender {
         self.handle.queue.close();
         // An error says that the thread is gone: closed as well.
         drop(self.handle.ended.clone().wait_for(|ended| *ended).await);
-    }
-}
-
-struct CloseOnDrop(Arc<Queue>);
-
-impl Drop for CloseOnDrop {
-    fn drop(&mut self) {
-        self.0.close();
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.requests.drain(..).for_each(|request| request.refuse(AppendError::Closed));
-    }
-}
-
-struct Queue {
-    limits: Limits,
-    waiting: Mutex<Waiting>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Waiting {
-    requests: VecDeque<Request>,
-    bytes: usize,
-    closed: bool,
-    /// Since when the thread owes a [`Batch::Wake`].
-    wake_since: Option<Instant>,
-}
-
-enum Batch {
-    Requests(Vec<Request>),
-    Wake,
-}
-
-impl Queue {
-    fn push(&self, request: Request) {
-        let bytes = request.bytes();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let refusal = if waiting.closed {
-            Some(AppendError::Closed)
-        } else if bytes > HEADER_BYTES + PAYLOAD_BYTES_MAX
-            || waiting.bytes + bytes > self.limits.queue_bytes.max(bytes)
-            || waiting.requests.len() >= self.limits.queue_requests
-        {
-            Some(AppendError::Busy)
-        } else {
-            None
-        };
-        if let Some(error) = refusal {
-            drop(waiting);
-            request.refuse(error);
-            return;
-        }
-        waiting.bytes += bytes;
-        waiting.requests.push_back(request);
-        drop(waiting);
-        self.changed.notify_one();
-    }
-
-    fn close(&self) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
-        self.changed.notify_one();
-    }
-
-    fn is_idle(&self) -> bool {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).requests.is_empty()
-    }
-
-    /// What to do next: whatever waits, at once; else, after `wake_after`, a wake-up. `None`: closed.
-    fn next(&self, wake_after: Option<Duration>) -> Option<Batch> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        // The time runs on from when it was first asked for, however many batches come in between.
-        waiting.wake_since = wake_after.and(waiting.wake_since.or_else(|| Some(Instant::now())));
-        loop {
-            let left = wake_after
-                .zip(waiting.wake_since)
-                .map(|(after, since)| after.saturating_sub(since.elapsed()));
-            if left.is_some_and(|left| left.is_zero()) {
-                waiting.wake_since = None;
-                return Some(Batch::Wake);
-            }
-            if !waiting.requests.is_empty() {
-                return Some(Batch::Requests(waiting.take_batch()));
-            }
-            if waiting.closed {
-                return None;
-            }
-            waiting = match left {
-                Some(left) => {
-                    let result = self.changed.wait_timeout(waiting, left);
-                    result.unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner),
-            };
-        }
-    }
-}
-
-impl Waiting {
-    fn take_batch(&mut self) -> Vec<Request> {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while batch.len() < BATCH_REQUESTS
-            && let Some(next) = self.requests.front()
-        {
-            if !batch.is_empty() && bytes + next.bytes() > BATCH_BYTES {
-                break;
-            }
-            bytes += next.bytes();
-            batch.extend(self.requests.pop_front());
-        }
-        self.bytes -= bytes;
-        batch
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod appender;
 pub mod frame;
+mod queue;
 pub mod reader;
 mod recover;
 mod segment;
@@ -17,7 +18,8 @@ use bytes::Bytes;
 use crate::clock::Timestamp;
 use crate::delivery::Seq;
 
-pub use appender::{Appender, AppenderCore, Limits, LogHealth, LogProgress, Priority, Receipt};
+pub use appender::{Appender, AppenderCore, LogHealth, LogProgress, Priority, Receipt};
+pub use queue::Limits;
 pub use reader::{LogReader, Scan, ScanItem};
 pub use writer::LogWriter;
 

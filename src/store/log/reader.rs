@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::frame::{HEADER_BYTES, Header};
+use super::frame::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX};
 use super::segment::{self, Item, Walk};
 use super::{Damage, Frame, LogError, Place};
 use crate::delivery::Seq;
@@ -44,6 +44,9 @@ impl LogReader {
                 "record {seq} in log segment {segment} at byte {offset}: {what}"
             ))
         };
+        if place.len as usize > HEADER_BYTES + PAYLOAD_BYTES_MAX {
+            return Err(broken("no record is that large"));
+        }
         let mut bytes = vec![0; place.len as usize];
         let got = self.file(place.segment)?.read_at(&mut bytes, place.offset.into())?;
         bytes.truncate(got);

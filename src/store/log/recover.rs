@@ -220,19 +220,16 @@ impl Sealed {
     }
 }
 
-/// The record and time that the first header names, where that is intact.
+/// The record and time that the first header names, where it is an intact one of this log.
 fn head(
     disk: &dyn Disk,
     dir: &Path,
     number: u32,
     log_id: Option<u32>,
 ) -> Result<(Option<Seq>, Timestamp), LogError> {
-    let file = Arc::from(disk.open(&segment::path(dir, number), Open::Read)?);
-    let mut walk = Walk::new(file, number, 0, 0, log_id)?;
-    Ok(match walk.peek()? {
-        Some(header) => (Some(header.seq), header.time),
-        None => (None, Timestamp::ZERO),
-    })
+    let head = segment::head(disk, dir, number)?;
+    let ours = head.filter(|h| log_id.is_none_or(|id| id == h.log_id));
+    Ok((ours.map(|h| h.seq), ours.map_or(Timestamp::ZERO, |h| h.time)))
 }
 
 /// Which segment to survey, and what is known about it.
@@ -343,7 +340,7 @@ fn data_end(file: &dyn DiskFile, from: u64) -> Result<u64, LogError> {
         if got == 0 {
             return Ok(end);
         }
-        if let Some(last) = chunk[..got].iter().rposition(|b| *b != 0) {
+        if let Some(last) = segment::last_nonzero(&chunk[..got]) {
             end = at + last as u64 + 1;
         }
         at += got as u64;

@@ -31,11 +31,22 @@ pub(super) fn numbers(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// As the first intact header at the head of a segment tells it.
+/// The first header of a segment, where that is intact.
+pub(super) fn head(disk: &dyn Disk, dir: &Path, number: u32) -> Result<Option<Header>, LogError> {
+    let file = disk.open(&path(dir, number), Open::Read)?;
+    let mut bytes = [0; HEADER_BYTES];
+    let got = file.read_at(&mut bytes, 0)?;
+    match Header::decode(&bytes[..got]) {
+        Ok(header) => Ok(Some(header)),
+        Err(NoFrame::Newer(version)) => Err(LogError::NewerFormat { segment: number, version }),
+        Err(NoFrame::Invalid) => Ok(None),
+    }
+}
+
+/// As the first intact head of a segment tells it.
 pub(super) fn log_id(disk: &dyn Disk, dir: &Path) -> Result<Option<u32>, LogError> {
     for number in numbers(disk, dir)? {
-        let file = Arc::from(disk.open(&path(dir, number), Open::Read)?);
-        if let Some(header) = Walk::new(file, number, 0, 0, None)?.peek()? {
+        if let Some(header) = head(disk, dir, number)? {
             return Ok(Some(header.log_id));
         }
     }
@@ -124,7 +135,7 @@ impl Walk {
     }
 
     /// The header that is to be read next, where it is intact.
-    pub(super) fn peek(&mut self) -> Result<Option<Header>, LogError> {
+    fn peek(&mut self) -> Result<Option<Header>, LogError> {
         let (number, known) = (self.number, self.known());
         let head = self.fill(self.at, HEADER_BYTES)?;
         match known.header(head) {
@@ -142,15 +153,20 @@ impl Walk {
         let mut end = if self.fill(at, 1)?.first() == Some(&0) { at } else { at + 1 };
         loop {
             let window = self.fill(look, HEADER_BYTES)?;
-            if let Some(last) = window.iter().rposition(|b| *b != 0) {
+            if let Some(last) = last_nonzero(window) {
                 end = look + last as u64 + 1;
             }
             if window.len() < HEADER_BYTES {
                 break;
             }
             let starts = window.len() - HEADER_BYTES + 1;
-            let found = (0..starts)
-                .find(|i| window[*i] == FIRST_BYTE && known.header(&window[*i..]).is_ok());
+            // Nearly always these are the zeros of reserved space: quick to see.
+            let found = if window.contains(&FIRST_BYTE) {
+                (0..starts)
+                    .find(|i| window[*i] == FIRST_BYTE && known.header(&window[*i..]).is_ok())
+            } else {
+                None
+            };
             if let Some(i) = found {
                 self.at = look + i as u64;
                 return Ok(Some(Item::Bad { offset: at, bytes: self.at - at, header: None }));
@@ -189,6 +205,13 @@ impl Walk {
         let start = usize::try_from(offset - self.buffer_at).unwrap_or(0);
         Ok(self.buffer.get(start..).unwrap_or(&[]))
     }
+}
+
+pub(super) fn last_nonzero(bytes: &[u8]) -> Option<usize> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let chunk = bytes.chunks(ZEROS.len()).rposition(|chunk| chunk != &ZEROS[..chunk.len()])?;
+    let end = bytes.len().min((chunk + 1) * ZEROS.len());
+    bytes[..end].iter().rposition(|b| *b != 0)
 }
 
 /// What a header must agree with.
