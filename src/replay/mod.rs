@@ -3,4 +3,4 @@
 //! [`planner`] decides and does nothing; [`runner`] does what it decides.
 
 pub mod planner;
-
+pub mod runner;

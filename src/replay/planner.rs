@@ -235,8 +235,7 @@ impl Planner {
                     .on(&handler, now, |track, _| track.heads(ticket, heads, next, skipped));
             }
             Input::Due { handler, ticket, found, next } => {
-                return self
-                    .on(&handler, now, |track, step| track.due(ticket, found, next, step));
+                return self.on(&handler, now, |track, step| track.due(ticket, found, next, step));
             }
             Input::Finished { key, attempt } => {
                 return self

@@ -30,10 +30,6 @@ impl Lanes {
         self.lanes.contains_key(&lane)
     }
 
-    pub(super) fn holds(&self, lane: u64, event: Seq) -> bool {
-        self.lanes.get(&lane).is_some_and(|l| l.holder == event)
-    }
-
     /// True when `event` holds the lane now.
     pub(super) fn claim(&mut self, lane: u64, event: Seq) -> bool {
         let fresh = || Lane { holder: event, waiting: BTreeSet::new() };

@@ -365,8 +365,7 @@ impl Track {
 
     fn settle(&mut self, job: Job, attempt: Attempt, step: &mut Step) {
         let (schedule, random) = (&self.plan.schedule, step.rng.f64());
-        let next =
-            delivery::settle(attempt.number, &attempt.outcome, schedule, step.now, random);
+        let next = delivery::settle(attempt.number, &attempt.outcome, schedule, step.now, random);
         let (due, retry) = match next {
             State::Scheduled { due } => (due, true),
             _ => (job.due, false),
