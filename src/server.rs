@@ -90,7 +90,7 @@ fn runner_handler(
 /// Runs the appliance until a signal stops it. Returns the exit code.
 #[must_use]
 pub fn serve(options: &ServeOptions) -> u8 {
-    let created = match config::create_missing(&options.load) {
+    let created = match config::secrets::create_missing(&options.load) {
         Ok(created) => created,
         Err(problem) => return refuse(EXIT_CONFIGURATION, &[problem.to_string()]),
     };

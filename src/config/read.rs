@@ -103,7 +103,7 @@ impl<'a> Node<'a> {
 
     pub fn integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let expected = format!("a whole number from {} to {}", range.start(), range.end());
-        let number = match (self.value, self.env_text().and_then(|text| text.parse().ok())) {
+        let number = match (self.value, self.env_text().and_then(|text| text.parse::<i64>().ok())) {
             (_, Some(n)) => i128::from(n),
             (Value::Num(_, n), _) if n.to_u128().is_some() || n.to_i128().is_some() => {
                 n.to_i128().unwrap_or(i128::MAX)
