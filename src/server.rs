@@ -109,7 +109,8 @@ pub fn serve(options: &ServeOptions) -> u8 {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            let line = format!("cannot start: {error}; raise the limits of processes and open files");
+            let line =
+                format!("cannot start: {error}; raise the limits of processes and open files");
             return refuse(EXIT_FAILED, &[line]);
         }
     };
@@ -148,10 +149,8 @@ fn start_logging(log: &config::Log) {
 }
 
 fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Store, String> {
-    let options = StoreOptions {
-        data_dir: config.data_dir.clone(),
-        retention: config.retention.clone(),
-    };
+    let options =
+        StoreOptions { data_dir: config.data_dir.clone(), retention: config.retention.clone() };
     Store::open(Arc::new(RealDisk), options, Arc::clone(clock)).map_err(|error| match error {
         OpenError::Locked { pid } => format!(
             "cannot open {}: another bluehook{} runs on it; stop that one or set data_dir to another folder",
@@ -250,7 +249,9 @@ fn announce(config: &Config, addresses: &[Listen], options: &ServeOptions, first
     for source in &config.sources {
         for address in addresses {
             match address {
-                Listen::Tcp(address) => tracing::info!("listening on http://{address}{}", source.path),
+                Listen::Tcp(address) => {
+                    tracing::info!("listening on http://{address}{}", source.path)
+                }
                 Listen::Unix(path) => {
                     tracing::info!("listening on unix:{} for {}", path.display(), source.path);
                 }

@@ -3,10 +3,7 @@
 use std::io::{BufReader, Read, Write};
 use std::time::{Duration, Instant};
 
-use crate::support::{
-    Answer, Client, PATH, SECRET, Server, connect, event_body, eventually, hmac_hex as sign,
-    read_answer,
-};
+use crate::support::{Answer, PATH, SECRET, Server, connect, hmac_hex as sign, read_answer};
 
 const SIGNATURE: &str = "x-bluereplies-signature";
 
@@ -168,7 +165,8 @@ fn pipelined_requests_are_answered_in_order() {
     let mut stream = connect(server.addr);
     stream.write_all(&[&ping[..], &lost, &ping].concat()).unwrap();
     let mut reader = BufReader::new(stream);
-    let statuses: Vec<u16> = (0..3).map(|_| read_answer(&mut reader, false).unwrap().status).collect();
+    let statuses: Vec<u16> =
+        (0..3).map(|_| read_answer(&mut reader, false).unwrap().status).collect();
     assert_eq!(statuses, [200, 404, 200]);
 }
 
