@@ -15,10 +15,13 @@ use tokio::sync::watch;
 
 use crate::clock::{Clock, Timeline, Timestamp};
 use crate::config::Retention;
-use crate::delivery::{Attempt, Delivery, DeliveryKey, HandlerName, Seq};
+use crate::delivery::{Attempt, Delivery, DeliveryKey, Generation, HandlerName, Seq};
 use crate::event::{DedupKey, Event, NewEvent};
 pub use log::appender::Receipt;
 use record::Record;
+
+/// The generation of deliveries that nobody has replayed.
+pub const FIRST_GENERATION: Generation = 1;
 
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
