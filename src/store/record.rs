@@ -184,7 +184,7 @@ impl fmt::Display for DecodeError {
 impl std::error::Error for DecodeError {}
 
 /// The numbers on disk. Never reuse one.
-mod kind {
+pub(super) mod kind {
     pub const EVENT: u8 = 1;
     pub const REPEAT: u8 = 2;
     pub const ATTEMPT_STARTED: u8 = 3;

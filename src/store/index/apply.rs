@@ -41,15 +41,17 @@ pub struct Applier {
     overlay: Overlay,
     position: Position,
     written: Seq,
-    /// Of events applied since last asked.
-    seen_keys: Vec<(DedupKey, Seq)>,
+    /// Of events that wait for their batch.
+    seen_keys: Vec<DedupKey>,
+    /// Of events written out since last asked.
+    written_keys: Vec<DedupKey>,
 }
 
 impl Applier {
     #[must_use]
     pub fn new(kv: Arc<dyn Kv>, position: Position) -> Applier {
         let overlay = Overlay::new(kv);
-        Applier { overlay, written: position.applied, position, seen_keys: Vec::new() }
+        Applier { overlay, written: position.applied, position, seen_keys: vec![], written_keys: vec![] }
     }
 
     /// Up to here records are in the index.
@@ -65,8 +67,8 @@ impl Applier {
     }
 
     /// The duplicate keys of the events that were written out since the last call.
-    pub fn take_seen_keys(&mut self) -> Vec<(DedupKey, Seq)> {
-        std::mem::take(&mut self.seen_keys)
+    pub fn take_written_keys(&mut self) -> Vec<DedupKey> {
+        std::mem::take(&mut self.written_keys)
     }
 
     /// # Errors
@@ -102,6 +104,7 @@ impl Applier {
         let position = keys::to_value(&self.position)?;
         self.overlay.write_out(Some((keys::META_POSITION.to_vec(), position)))?;
         self.written = self.position.applied;
+        self.written_keys.append(&mut self.seen_keys);
         Ok(())
     }
 
@@ -160,7 +163,7 @@ impl Applier {
         let key = event::dedup_key(&event.source, &event.id);
         let body_hash = event::body_hash(&event.body);
         let known: Option<IdEntry> = self.overlay.get(&keys::id(&key))?;
-        self.seen_keys.push((key, at.seq));
+        self.seen_keys.push(key);
         match known {
             Some(known) if known.seq != at.seq => {
                 self.repeat(at, known.seq, known.body_hash != body_hash, None)
@@ -526,6 +529,7 @@ impl Applier {
             let place: PlaceValue = at.place.into();
             self.overlay.put(keys::attempt(&key, at.seq), &place)?;
         }
+        let as_of = as_of.min(at.seq);
         let changed = old.as_ref().map_or(as_of, |o| o.changed.max(as_of));
         let new = DeliveryEntry { delivery, changed, has_history: true };
         self.set_delivery(old.as_ref(), Some(new))

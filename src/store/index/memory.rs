@@ -57,6 +57,12 @@ impl MemoryKv {
         }
     }
 
+    pub fn clear(&self) {
+        let mut state = self.lock();
+        state.map.clear();
+        state.undo.clear();
+    }
+
     /// Everything in it, for comparing two indexes.
     #[must_use]
     pub fn dump(&self) -> Vec<Pair> {

@@ -6,6 +6,9 @@ pub mod apply;
 pub mod keys;
 pub mod memory;
 mod overlay;
+pub mod query;
+pub mod rebuild;
+pub mod sled;
 #[cfg(test)]
 mod tests;
 

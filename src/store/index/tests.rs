@@ -109,7 +109,7 @@ fn count(kv: &MemoryKv, family: u8) -> usize {
 #[test]
 fn a_first_attempt_that_succeeds_leaves_a_bit_and_the_cursor() {
     let kv =
-        index(vec![event("a"), started(key(1), 1, 1), finished(key(1), 1, 1, State::Delivered)]);
+        index(vec![event("a"), started(key(1), 0, 1), finished(key(1), 0, 1, State::Delivered)]);
     for family in [keys::DELIVERIES, keys::ATTEMPTS, keys::DUE, keys::WAITING, keys::DEAD] {
         assert_eq!(count(&kv, family), 0, "{}", char::from(family));
     }
@@ -120,7 +120,7 @@ fn a_first_attempt_that_succeeds_leaves_a_bit_and_the_cursor() {
 
 #[test]
 fn an_open_attempt_is_due_at_its_start() {
-    let kv = index(vec![event("a"), started(key(1), 1, 1)]);
+    let kv = index(vec![event("a"), started(key(1), 0, 1)]);
     let d = delivery(&kv, &key(1)).unwrap();
     assert_eq!((d.open_attempt, d.state), (Some(1), due(200)));
     assert!(kv.get(&keys::due(&handler("crm"), Timestamp(200), 1)).unwrap().is_some());
@@ -128,13 +128,13 @@ fn an_open_attempt_is_due_at_its_start() {
 
 #[test]
 fn a_failed_attempt_moves_the_due_key_and_a_dead_one_leaves_it() {
-    let mut records = vec![event("a"), started(key(1), 1, 1), finished(key(1), 1, 1, due(9_000))];
+    let mut records = vec![event("a"), started(key(1), 0, 1), finished(key(1), 0, 1, due(9_000))];
     let kv = index(records.clone());
     assert_eq!(count(&kv, keys::DUE), 1);
     assert!(kv.get(&keys::due(&handler("crm"), Timestamp(9_000), 1)).unwrap().is_some());
     assert_eq!((handler_entry(&kv).scheduled, handler_entry(&kv).dead), (1, 0));
 
-    records.extend([started(key(1), 1, 2), finished(key(1), 1, 2, dead())]);
+    records.extend([started(key(1), 0, 2), finished(key(1), 0, 2, dead())]);
     let kv = index(records);
     assert_eq!((count(&kv, keys::DUE), count(&kv, keys::DEAD)), (0, 1));
     assert_eq!((handler_entry(&kv).scheduled, handler_entry(&kv).dead), (0, 1));
@@ -145,12 +145,12 @@ fn a_failed_attempt_moves_the_due_key_and_a_dead_one_leaves_it() {
 fn what_an_older_generation_reports_changes_no_state_and_stays_in_history() {
     let kv = index(vec![
         event("a"),
-        started(key(1), 1, 1),
+        started(key(1), 0, 1),
         Record::Replayed { key: key(1), due: Timestamp(5) },
-        finished(key(1), 1, 1, State::Delivered),
+        finished(key(1), 0, 1, State::Delivered),
     ]);
     let d = delivery(&kv, &key(1)).unwrap();
-    assert_eq!((d.generation, d.attempts, d.state), (2, 0, due(5)));
+    assert_eq!((d.generation, d.attempts, d.state), (1, 0, due(5)));
     assert_eq!(count(&kv, keys::ATTEMPTS), 1);
 }
 
@@ -158,20 +158,20 @@ fn what_an_older_generation_reports_changes_no_state_and_stays_in_history() {
 fn a_delivery_that_succeeded_at_once_can_be_replayed() {
     let kv = index(vec![
         event("a"),
-        started(key(1), 1, 1),
-        finished(key(1), 1, 1, State::Delivered),
+        started(key(1), 0, 1),
+        finished(key(1), 0, 1, State::Delivered),
         Record::Replayed { key: key(1), due: Timestamp(5) },
     ]);
-    assert_eq!(delivery(&kv, &key(1)).unwrap().generation, 2);
+    assert_eq!(delivery(&kv, &key(1)).unwrap().generation, 1);
 }
 
 #[test]
 fn an_outcome_after_a_discard_changes_nothing() {
     let kv = index(vec![
         event("a"),
-        started(key(1), 1, 1),
+        started(key(1), 0, 1),
         Record::Discarded { key: key(1) },
-        finished(key(1), 1, 1, State::Delivered),
+        finished(key(1), 0, 1, State::Delivered),
     ]);
     assert_eq!(delivery(&kv, &key(1)).unwrap().state, State::Discarded);
 }
@@ -199,10 +199,10 @@ fn a_cursor_only_moves_on() {
 fn a_dropped_segment_takes_its_events_and_leaves_what_was_carried() {
     let mut records: Vec<Record> = (1..60).map(|n| event(&format!("e{n}"))).collect();
     records[1] = event("two");
-    records.push(started(key(2), 1, 1));
-    records.push(finished(key(2), 1, 1, dead()));
-    records.push(started(key(3), 1, 1));
-    records.push(finished(key(3), 1, 1, dead()));
+    records.push(started(key(2), 0, 1));
+    records.push(finished(key(2), 0, 1, dead()));
+    records.push(started(key(3), 0, 1));
+    records.push(finished(key(3), 0, 1, dead()));
     let as_of = records.len() as u64;
     records.push(Record::Carried {
         seq: 2,
@@ -211,7 +211,7 @@ fn a_dropped_segment_takes_its_events_and_leaves_what_was_carried() {
         repeats: 0,
     });
     let state =
-        Delivery { key: key(2), generation: 1, attempts: 1, open_attempt: None, state: dead() };
+        Delivery { key: key(2), generation: 0, attempts: 1, open_attempt: None, state: dead() };
     records.push(Record::Snapshot { delivery: state.clone(), attempts: vec![], as_of });
     let kept = (dedup_key("s", "e3"), [0; 8], 3);
     records.push(Record::Keys { dropped_at: Timestamp(0), keys: vec![kept] });
@@ -241,22 +241,22 @@ fn a_dropped_segment_takes_its_events_and_leaves_what_was_carried() {
 fn what_happened_while_a_snapshot_was_taken_wins() {
     let snapshot = Delivery {
         key: key(1),
-        generation: 1,
+        generation: 0,
         attempts: 1,
         open_attempt: Some(1),
         state: due(200),
     };
     let kv = index(vec![
         event("a"),
-        started(key(1), 1, 1),
-        finished(key(1), 1, 1, State::Delivered),
+        started(key(1), 0, 1),
+        finished(key(1), 0, 1, State::Delivered),
         Record::Snapshot { delivery: snapshot.clone(), attempts: vec![], as_of: 2 },
     ]);
     assert_eq!(delivery(&kv, &key(1)).unwrap().state, State::Delivered);
     let kv = index(vec![
         event("a"),
-        started(key(1), 1, 1),
-        finished(key(1), 1, 1, dead()),
+        started(key(1), 0, 1),
+        finished(key(1), 0, 1, dead()),
         Record::Snapshot { delivery: snapshot, attempts: vec![], as_of: 2 },
     ]);
     assert_eq!(delivery(&kv, &key(1)).unwrap().state, dead());
@@ -272,7 +272,7 @@ fn random_record(rng: &mut fastrand::Rng, seq: u64) -> Record {
         1 => dead(),
         _ => due(rng.i64(0..1_000)),
     };
-    let generation = rng.u32(1..=2);
+    let generation = rng.u32(0..=2);
     let number = rng.u32(1..=2);
     match rng.u32(0..20) {
         0..6 => event(&format!("e{}", rng.u64(0..seq * 2))),
