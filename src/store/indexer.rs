@@ -1,6 +1,7 @@
 //! Brings the index up to the log, and keeps it there: one code path for rebuilding, for catching up
 //! after a start, and for following live.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -30,6 +31,15 @@ const STOP_STEPS_MAX: usize = 100;
 pub enum Fault {
     Index(KvError),
     Log(LogError),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Index(e) => e.fmt(f),
+            Fault::Log(e) => e.fmt(f),
+        }
+    }
 }
 
 impl From<KvError> for Fault {
@@ -73,24 +83,22 @@ impl IndexerCore {
         for _ in 0..records {
             match scan.next().map_err(Fault::Log)? {
                 Some(ScanItem::Damage(damage)) => self.lost(damage),
-                Some(ScanItem::Frame(frame)) => {
-                    match record::decode(frame.kind, &frame.payload) {
-                        Ok(record) => {
-                            let at = At { seq: frame.seq, time: frame.time, place: frame.place };
-                            self.applier.apply(at, record)?;
-                        }
-                        Err(why) => {
-                            tracing::error!(seq = frame.seq, %why, "a record cannot be understood");
-                            self.lost(Damage {
-                                segment: frame.place.segment,
-                                offset: frame.place.offset.into(),
-                                bytes: frame.place.len.into(),
-                                first: frame.seq,
-                                last: frame.seq,
-                            });
-                        }
+                Some(ScanItem::Frame(frame)) => match record::decode(frame.kind, &frame.payload) {
+                    Ok(record) => {
+                        let at = At { seq: frame.seq, time: frame.time, place: frame.place };
+                        self.applier.apply(at, record)?;
                     }
-                }
+                    Err(why) => {
+                        tracing::error!(seq = frame.seq, %why, "a record cannot be understood");
+                        self.lost(Damage {
+                            segment: frame.place.segment,
+                            offset: frame.place.offset.into(),
+                            bytes: frame.place.len.into(),
+                            first: frame.seq,
+                            last: frame.seq,
+                        });
+                    }
+                },
                 None => break,
             }
         }

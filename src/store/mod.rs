@@ -14,7 +14,6 @@ pub mod log;
 mod open;
 mod read;
 pub mod record;
-mod retention;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
@@ -33,8 +32,8 @@ use crate::event::Event;
 use dedup::Dedup;
 use disk::Disk;
 pub use index::rebuild::Home;
-use log::{Appender, LogReader};
 pub use log::Receipt;
+use log::{Appender, LogReader};
 
 /// The generation of deliveries that nobody has replayed.
 pub const FIRST_GENERATION: Generation = 0;
@@ -127,6 +126,12 @@ pub struct StoredDelivery {
 pub struct Page<T> {
     pub items: Vec<T>,
     pub next: Option<Seq>,
+}
+
+impl<T> Default for Page<T> {
+    fn default() -> Page<T> {
+        Page { items: Vec::new(), next: None }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,10 +11,9 @@ use super::disk::Disk;
 use super::index::memory::MemoryKv;
 use super::index::rebuild::{self, LogState, OpenIndex};
 use super::indexer::{Indexer, IndexerCore, Shared};
-use super::log::appender::Limits;
-use super::log::{Appender, AppenderCore, LogOptions, LogReader, LogWriter, Priority};
+use super::log::{Appender, AppenderCore, Limits, LogOptions, LogReader, LogWriter, Priority};
 use super::record::{Record, encode};
-use super::{Home, Inner, OpenError, Progress, Store, StoreOptions, files, retention};
+use super::{Home, Inner, OpenError, Progress, Store, StoreOptions, files};
 use crate::clock::{Clock, Timeline};
 use crate::config::Retention;
 use crate::delivery::Seq;
@@ -72,8 +71,9 @@ impl Store {
         let budget = options.retention.disk_max / SEGMENTS;
         let segment_bytes = budget.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
         let segment_bytes = u32::try_from(segment_bytes).unwrap_or(u32::MAX);
-        let (writer, report) = LogWriter::open(disk.clone(), &log_dir, LogOptions { segment_bytes })
-            .map_err(|e| other(&e))?;
+        let (writer, report) =
+            LogWriter::open(disk.clone(), &log_dir, LogOptions { segment_bytes })
+                .map_err(|e| other(&e))?;
 
         let before = files::read_timeline(&*disk, &dir);
         let timeline = Timeline::resume(before, report.high_water, clock.now());
@@ -107,7 +107,7 @@ impl Store {
             .name("index".to_owned())
             .spawn(move || indexer.run())
             .map_err(|e| other(&e))?;
-        let store = Store {
+        Ok(Store {
             inner: Arc::new(Inner {
                 options,
                 disk,
@@ -123,10 +123,7 @@ impl Store {
                 threads: Mutex::new(vec![indexing]),
                 _lock: lock,
             }),
-        };
-        let keeper = retention::spawn(&store).map_err(|e| other(&e))?;
-        store.threads().push(keeper);
-        Ok(store)
+        })
     }
 
     /// Opens a store that nobody runs on for reading: nothing is changed, appends answer `Closed`.
@@ -189,9 +186,7 @@ impl Store {
         })
     }
 
-    pub(super) fn threads(
-        &self,
-    ) -> std::sync::MutexGuard<'_, Vec<std::thread::JoinHandle<()>>> {
+    pub(super) fn threads(&self) -> std::sync::MutexGuard<'_, Vec<std::thread::JoinHandle<()>>> {
         self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -16,10 +16,7 @@ use crate::event::Event;
 
 impl Store {
     /// `None` where there is no index, or it turns out to be broken (then it will be rebuilt).
-    pub(super) fn read<T>(
-        &self,
-        query: impl FnOnce(&View<'_>) -> Result<T, KvError>,
-    ) -> Option<T> {
+    pub(super) fn read<T>(&self, query: impl FnOnce(&View<'_>) -> Result<T, KvError>) -> Option<T> {
         let kv = self.inner.index.kv()?;
         match query(&View { kv: &*kv, reader: &self.inner.reader }) {
             Ok(found) => Some(found),

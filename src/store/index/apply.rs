@@ -51,7 +51,13 @@ impl Applier {
     #[must_use]
     pub fn new(kv: Arc<dyn Kv>, position: Position) -> Applier {
         let overlay = Overlay::new(kv);
-        Applier { overlay, written: position.applied, position, seen_keys: vec![], written_keys: vec![] }
+        Applier {
+            overlay,
+            written: position.applied,
+            position,
+            seen_keys: vec![],
+            written_keys: vec![],
+        }
     }
 
     /// Up to here records are in the index.

@@ -320,6 +320,17 @@ impl View<'_> {
         Ok(Page { items, next: Some(before) })
     }
 
+    /// The event with everything, if it fits the filter.
+    pub fn fitting(&self, filter: &EventFilter, seq: Seq) -> Result<Option<StoredEvent>> {
+        let filter = Filter::new(filter);
+        let fits = match self.entry(seq)? {
+            Some(entry) => filter.fits_entry(&entry) && self.fits_deliveries(&filter, seq)?,
+            None => false,
+        };
+        let stored = if fits { self.stored_event(seq)? } else { None };
+        Ok(stored.filter(|s| filter.fits_text(&s.event)))
+    }
+
     fn fits_deliveries(&self, filter: &Filter<'_>, seq: Seq) -> Result<bool> {
         if filter.raw.status.is_none() && filter.raw.handler.is_none() {
             return Ok(true);

@@ -48,12 +48,11 @@ impl SledKv {
     }
 
     fn assert_no_blobs(&self) -> Result<(), KvError> {
-        match fs::read_dir(self.dir.join("blobs")) {
-            Ok(mut entries) if entries.next().is_some() => {
-                Err(KvError("index: a page outgrew its segment".to_owned()))
-            }
-            _ => Ok(()),
+        let blobs = fs::read_dir(self.dir.join("blobs"));
+        if blobs.is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(KvError("index: a page outgrew its segment".to_owned()));
         }
+        Ok(())
     }
 
     fn sync_files(&self) -> io::Result<()> {
