@@ -1,11 +1,14 @@
 //! Who sent this? HMAC-SHA256 over the raw bytes, then over JavaScript's canonical form.
 
 pub mod json;
+mod mac;
+mod sign;
+mod verify;
 
 use std::time::Duration;
 
-use crate::clock::Timestamp;
-use crate::event::VerifiedBy;
+pub use sign::{sign, sign_hex};
+pub use verify::{Rejection, Verified, verify};
 
 /// A signing secret. Never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -15,6 +18,16 @@ impl Secret {
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Secret {
         Secret(bytes)
+    }
+
+    /// A fresh one: 32 random bytes as 64 hexadecimal digits, so that it can be printed and pasted.
+    ///
+    /// # Errors
+    /// Where the system has no randomness to give.
+    pub fn generate() -> Result<Secret, getrandom::Error> {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random)?;
+        Ok(Secret(hex::encode(random).into_bytes()))
     }
 
     #[must_use]
@@ -44,54 +57,30 @@ pub struct Policy {
     /// Lower case. Not used by [`Scheme::StandardWebhooks`], whose header names are fixed.
     pub header: String,
     pub scheme: Scheme,
+    /// Any of them verifies, the first one signs. An empty one does neither.
     pub secrets: Vec<Secret>,
+    /// Only [`Scheme::Hex`] has a sender that signs the canonical form.
     pub canonical_json: bool,
 }
 
-/// Which form matched, and the bytes that the signature covers: those are stored and forwarded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verified {
-    pub by: VerifiedBy,
-    /// `None`: the body as it arrived. `Some`: the canonical bytes.
-    pub canonical: Option<Vec<u8>>,
-}
+const STANDARD_ID: &str = "webhook-id";
+const STANDARD_TIMESTAMP: &str = "webhook-timestamp";
+const STANDARD_SIGNATURE: &str = "webhook-signature";
 
-/// Why a request was refused. Goes to the rejections ring, never into the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    Missing,
-    Repeated,
-    Malformed,
-    Mismatch,
-    Expired,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// `headers` yields (lower-case name, value) of every header of the request.
-///
-/// # Errors
-/// Why the request is not from the sender.
-pub fn verify<'a>(
-    _policy: &Policy,
-    _headers: impl Iterator<Item = (&'a str, &'a [u8])>,
-    _body: &[u8],
-    _now: Timestamp,
-) -> Result<Verified, Rejection> {
-    todo!()
-}
+    #[test]
+    fn a_generated_secret_is_new_and_printable() {
+        let (a, b) = (Secret::generate().unwrap(), Secret::generate().unwrap());
+        assert_ne!(a, b);
+        assert_eq!(a.expose().len(), 64);
+        assert!(a.expose().iter().all(u8::is_ascii_hexdigit));
+    }
 
-/// The value of Blue Replies' signature header for `body`: lower-case hex.
-#[must_use]
-pub fn sign_hex(_secret: &Secret, _body: &[u8]) -> String {
-    todo!()
-}
-
-/// The headers that sign `body` under `scheme`: (name, value).
-#[must_use]
-pub fn sign(
-    _policy: &Policy,
-    _id: &str,
-    _body: &[u8],
-    _now: Timestamp,
-) -> Option<Vec<(String, String)>> {
-    todo!()
+    #[test]
+    fn debug_output_hides_the_secret() {
+        assert_eq!(format!("{:?}", Secret::new(b"hunter2".to_vec())), "***");
+    }
 }
