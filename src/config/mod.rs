@@ -1,5 +1,18 @@
 //! The validated configuration. Everything below `config` has been checked; nothing above re-checks.
 
+mod handlers;
+mod layers;
+mod load;
+mod read;
+mod restart;
+pub mod secrets;
+mod sections;
+mod show;
+mod units;
+
+pub use load::{Flag, LoadOptions, Loaded, Problem, ValueSource};
+pub use show::render;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,0 +1,19 @@
+//! What a reload can't change.
+
+use super::Config;
+
+impl Config {
+    /// The keys whose change takes effect only after a restart.
+    #[must_use]
+    pub fn changes_needing_restart(old: &Config, new: &Config) -> Vec<String> {
+        let keys = [
+            ("data_dir", old.data_dir != new.data_dir),
+            ("intake.listen", old.intake.listen != new.intake.listen),
+            ("intake.connections_max", old.intake.connections_max != new.intake.connections_max),
+            ("admin.socket", old.admin.socket != new.admin.socket),
+            ("admin.listen", old.admin.listen != new.admin.listen),
+            ("log.format", old.log.format != new.log.format),
+        ];
+        keys.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key.to_owned()).collect()
+    }
+}
