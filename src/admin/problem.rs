@@ -34,12 +34,16 @@ impl Problem {
 
     pub fn append(error: AppendError) -> Problem {
         let detail = match error {
-            AppendError::Full => "nothing was logged: the disk is full; free some space, then try again",
+            AppendError::Full => {
+                "nothing was logged: the disk is full; free some space, then try again"
+            }
             AppendError::Failed => {
                 "nothing was logged: a write to the log failed and it is being reopened; try again soon"
             }
             AppendError::Busy => "nothing was logged: too much waits for the disk; try again soon",
-            AppendError::Closed => "nothing was logged: bluehook is stopping; start it, then try again",
+            AppendError::Closed => {
+                "nothing was logged: bluehook is stopping; start it, then try again"
+            }
         };
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }

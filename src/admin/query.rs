@@ -124,7 +124,10 @@ mod tests {
         assert_eq!((read.limit, read.cursor), (7, Some(12)));
         assert_eq!(read.filter.kind.as_deref(), Some("message.*"));
         assert_eq!(read.filter.search.as_deref(), Some("x y"));
-        assert_eq!(read.filter.since.map(Timestamp::to_rfc3339).as_deref(), Some("2026-11-25T09:34:00.000Z"));
+        assert_eq!(
+            read.filter.since.map(Timestamp::to_rfc3339).as_deref(),
+            Some("2026-11-25T09:34:00.000Z")
+        );
     }
 
     #[test]

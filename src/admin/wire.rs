@@ -470,8 +470,17 @@ mod tests {
         assert_eq!(
             names,
             [
-                "seq", "eventId", "type", "source", "receivedAt", "verifiedBy", "duplicates",
-                "conflict", "headers", "payload", "deliveries"
+                "seq",
+                "eventId",
+                "type",
+                "source",
+                "receivedAt",
+                "verifiedBy",
+                "duplicates",
+                "conflict",
+                "headers",
+                "payload",
+                "deliveries"
             ]
         );
         assert_eq!(json["payload"], "{\"a\": 1}");
