@@ -8,6 +8,8 @@ mod restart;
 pub mod secrets;
 mod sections;
 mod show;
+#[cfg(test)]
+mod tests;
 mod units;
 
 pub use load::{Flag, LoadOptions, Loaded, Problem, ValueSource};

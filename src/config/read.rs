@@ -2,13 +2,13 @@
 //! problems of a configuration show at once.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use figment::value::{Dict, Value};
+use figment::value::{Dict, Num, Value};
 
 use super::layers::{Merged, join};
 use super::load::Problem;
@@ -103,15 +103,13 @@ impl<'a> Node<'a> {
 
     pub fn integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let expected = format!("a whole number from {} to {}", range.start(), range.end());
-        let number = match (self.value, self.env_text().and_then(|text| text.parse().ok())) {
-            (_, Some(n)) => i128::from(n),
-            (Value::Num(_, n), _) if n.to_u128().is_some() || n.to_i128().is_some() => {
-                n.to_i128().unwrap_or(i128::MAX)
-            }
-            _ => {
-                self.wrong_type(&expected);
-                return None;
-            }
+        let number = match self.value {
+            Value::Num(_, n) => whole(*n),
+            _ => self.env_text().and_then(|text| text.parse().ok()),
+        };
+        let Some(number) = number else {
+            self.wrong_type(&expected);
+            return None;
         };
         let fits = u64::try_from(number).ok().filter(|n| range.contains(n));
         if fits.is_none() {
@@ -123,9 +121,9 @@ impl<'a> Node<'a> {
     pub fn float(&self, range: RangeInclusive<f64>) -> Option<f64> {
         let expected = format!("a number from {:?} to {:?}", range.start(), range.end());
         let number = match self.value {
-            Value::Num(_, n) => n
-                .to_f64()
-                .or_else(|| n.to_i128().and_then(|n| i32::try_from(n).ok()).map(f64::from)),
+            Value::Num(_, n) => {
+                n.to_f64().or_else(|| whole(*n).and_then(|n| i32::try_from(n).ok()).map(f64::from))
+            }
             _ => self.env_text().and_then(|text| text.parse().ok()),
         };
         let Some(number) = number else {
@@ -168,10 +166,7 @@ impl<'a> Node<'a> {
     /// A size with its unit, or a whole number of bytes.
     pub fn bytes(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let size = match self.value {
-            Value::Num(_, n) => n
-                .to_u128()
-                .and_then(|n| u64::try_from(n).ok())
-                .or_else(|| n.to_i128().and_then(|n| u64::try_from(n).ok())),
+            Value::Num(_, n) => whole(*n).and_then(|n| u64::try_from(n).ok()),
             _ => units::bytes(self.text("a size such as \"1 MiB\"")?),
         };
         let Some(size) = size else {
@@ -254,12 +249,12 @@ impl<'a> Node<'a> {
 pub struct Table<'a> {
     pub node: Node<'a>,
     dict: &'a Dict,
-    known: RefCell<BTreeMap<&'static str, ()>>,
+    known: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'a> Table<'a> {
     pub fn get(&self, key: &'static str) -> Option<Node<'a>> {
-        self.known.borrow_mut().insert(key, ());
+        self.known.borrow_mut().insert(key);
         let value = self.dict.get(key)?;
         Some(Node { cx: self.node.cx, path: join(&self.node.path, key), value })
     }
@@ -272,22 +267,22 @@ impl<'a> Table<'a> {
             value,
         }) {
             node.problem(format!("not built yet: {what}; remove this key for now"));
-            self.known.borrow_mut().insert(key, ());
+            self.known.borrow_mut().insert(key);
         }
     }
 
     pub fn finish(self) {
         let known = self.known.into_inner();
         for (key, value) in self.dict {
-            if known.contains_key(key.as_str()) {
+            if known.contains(key.as_str()) {
                 continue;
             }
             let path = join(&self.node.path, key);
-            let hint = match nearest(key, known.keys().copied()) {
+            let hint = match nearest(key, known.iter().copied()) {
                 Some(near) => format!("did you mean \"{near}\"?"),
                 None => format!(
                     "the keys here are {}",
-                    known.keys().copied().collect::<Vec<_>>().join(", ")
+                    known.iter().copied().collect::<Vec<_>>().join(", ")
                 ),
             };
             // The place of a table is its first leaf: figment tags a merged table by its first layer.
@@ -295,6 +290,10 @@ impl<'a> Table<'a> {
             node.problem(format!("unknown key; {hint}"));
         }
     }
+}
+
+fn whole(n: Num) -> Option<i128> {
+    n.to_i128().or_else(|| n.to_u128().and_then(|n| i128::try_from(n).ok()))
 }
 
 fn first_leaf(mut value: &Value) -> &Value {

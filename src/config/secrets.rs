@@ -47,9 +47,9 @@ impl Places<'_> {
             create.problem("only a secret from a file can be created");
         }
         match (env, file, credential) {
-            (Some(env), None, None) => self.from_env(&env, required),
-            (None, Some(file), None) => from_file(&file, &file.path()?, create_node.is_some()),
-            (None, None, Some(credential)) => self.from_credential(&credential, required),
+            (Some(env), None, None) => self.read_env(&env, required),
+            (None, Some(file), None) => read_file(&file, &file.path()?, create_node.is_some()),
+            (None, None, Some(credential)) => self.read_credential(&credential, required),
             _ => {
                 node.problem("a secret has exactly one of env, file and credential");
                 None
@@ -57,7 +57,7 @@ impl Places<'_> {
         }
     }
 
-    fn from_env(&self, node: &Node<'_>, required: bool) -> Option<Found> {
+    fn read_env(&self, node: &Node<'_>, required: bool) -> Option<Found> {
         let name = node.string()?;
         match self.env(&name) {
             Some(value) => {
@@ -70,7 +70,7 @@ impl Places<'_> {
         }
     }
 
-    fn from_credential(&self, node: &Node<'_>, required: bool) -> Option<Found> {
+    fn read_credential(&self, node: &Node<'_>, required: bool) -> Option<Found> {
         let name = node.string()?;
         if name.contains('/') || name == ".." {
             node.problem("a credential is a name, not a path; for a path use file");
@@ -102,7 +102,7 @@ fn missing(node: &Node<'_>, why: &str, required: bool) {
     }
 }
 
-fn from_file(node: &Node<'_>, path: &Path, create: bool) -> Option<Found> {
+fn read_file(node: &Node<'_>, path: &Path, create: bool) -> Option<Found> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if create && error.kind() == io::ErrorKind::NotFound => {

@@ -103,10 +103,7 @@ fn the_documented_defaults_are_those_promised() {
     assert_eq!(source.signature.scheme, Scheme::Hex);
     assert!(source.signature.canonical_json && source.signature.secrets.is_empty());
     assert_eq!(source.events, ["*"]);
-    assert_eq!(
-        source.ping_types,
-        ["ping", "webhook.ping", "webhook.test", "webhook.verification"]
-    );
+    assert_eq!(source.ping_types, ["ping", "webhook.ping", "webhook.test", "webhook.verification"]);
 }
 
 #[test]
@@ -144,10 +141,7 @@ fn later_layers_win_and_each_value_knows_its_source() {
         .load();
     let intake = &loaded.config.intake;
     assert!(loaded.config.data_dir.ends_with("two"));
-    assert_eq!(
-        intake.listen,
-        [Listen::Tcp("[::1]:1".parse().unwrap()), Listen::Unix("/x".into())]
-    );
+    assert_eq!(intake.listen, [Listen::Tcp("[::1]:1".parse().unwrap()), Listen::Unix("/x".into())]);
     assert_eq!((intake.body_max, intake.connections_max), (2048, 7));
     assert_eq!(loaded.config.admin.socket, Path::new("/run/s"));
     let source = |key| source_of(&loaded, key).1;
@@ -276,8 +270,10 @@ fn a_handler_has_exactly_one_kind() {
     );
     assert_eq!(
         problems(&format!("{FILE_HANDLER}exec = {{ command = [\"x\"] }}\n")),
-        ["bluehook.toml:1: handler[0]: a handler has exactly one of http, exec and file, not exec \
-          and file; make each a handler of its own"]
+        [
+            "bluehook.toml:1: handler[0]: a handler has exactly one of http, exec and file, not exec \
+          and file; make each a handler of its own"
+        ]
     );
 }
 
@@ -289,7 +285,9 @@ fn names_and_paths_are_unique() {
           handler[0]"]
     );
     assert_eq!(
-        problems("[[source]]\nname = \"a\"\n[[source]]\nname = \"a\"\npath = \"/b\"\n[[source]]\nname = \"c\"\npath = \"/b\"\n"),
+        problems(
+            "[[source]]\nname = \"a\"\n[[source]]\nname = \"a\"\npath = \"/b\"\n[[source]]\nname = \"c\"\npath = \"/b\"\n"
+        ),
         [
             "bluehook.toml:4: source[1].name: another source is named \"a\"; names are unique",
             "bluehook.toml:8: source[2].path: another source has the path \"/b\"; paths are unique",
@@ -299,7 +297,7 @@ fn names_and_paths_are_unique() {
 
 #[test]
 fn handler_values_are_checked() {
-    let text = "[[handler]]\nname = \"a b\"\norder = \"lg\"\nrate = \"fast\"\nconcurrency = 2000\n\
+    let text = "[[handler]]\nname = \"a b\"\norder = \"logs\"\nrate = \"fast\"\nconcurrency = 2000\n\
                 http = { url = \"ftp://x\", json = {}, body = \"\", sign = \"bluereply\" }\n";
     assert_eq!(
         problems(text),
@@ -307,7 +305,7 @@ fn handler_values_are_checked() {
             "bluehook.toml:2: handler[0].name: a handler's name is 1 to 64 letters, digits, '_' or \
              '-', not \"a b\"",
             "bluehook.toml:3: handler[0].order: expected one of \"none\", \"conversation\", \
-             \"log\", not \"lg\"; did you mean \"log\"?",
+             \"log\", not \"logs\"; did you mean \"log\"?",
             "bluehook.toml:5: handler[0].concurrency: expected a whole number from 1 to 1024, not \
              2000",
             "bluehook.toml:4: handler[0].rate: \"fast\" is not a rate; write \"10/s\", \"5/m\" or \
@@ -381,7 +379,8 @@ fn secrets_come_from_variables_files_and_credentials() {
 
 #[test]
 fn absent_variables_and_credentials_are_skipped_with_a_warning_in_a_source() {
-    let case = case("[[source]]\nname = \"s\"\nsecrets = [{ env = \"A\" }, { credential = \"b\" }]");
+    let case =
+        case("[[source]]\nname = \"s\"\nsecrets = [{ env = \"A\" }, { credential = \"b\" }]");
     assert_eq!(
         case.warnings(),
         [
@@ -401,7 +400,6 @@ fn missing_and_empty_secrets_are_refused() {
          [secrets]\na = { env = \"GONE\" }\nb = { env = \"X\", file = \"y\" }\nc = \"hunter2\"\n",
     )
     .file("empty", "\n");
-    let here = case.dir.path().display();
     let problems = case.problems();
     assert_eq!(
         problems,
@@ -415,8 +413,7 @@ fn missing_and_empty_secrets_are_refused() {
             "bluehook.toml:6: secrets.b: a secret has exactly one of env, file and credential",
             "bluehook.toml:7: secrets.c: a secret is not written into the configuration; name \
              where it is: { env = \"NAME\" }, { file = \"/path\" } or { credential = \"name\" }",
-        ],
-        "{here}"
+        ]
     );
 }
 
