@@ -128,3 +128,41 @@ impl hyper::body::Body for Fed {
         self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::admin::socket;
+
+    #[tokio::test]
+    async fn answers_and_problems_come_through_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let client = Client { socket: path.clone() };
+        let nobody = client.get::<String>("/x").await.unwrap_err();
+        assert_eq!(nobody.code, super::super::UNREACHABLE);
+
+        let bound = socket::bind(&path).await.unwrap();
+        let respond: socket::Respond = Arc::new(|request| {
+            let path = request.uri().path().to_owned();
+            Box::pin(async move {
+                let problem = r#"{"title":"Not Found","status":404,"detail":"no event"}"#;
+                let (status, text) =
+                    if path == "/ok" { (200, "\"hello\"") } else { (404, problem) };
+                let body = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed();
+                Response::builder().status(status).body(body).unwrap()
+            })
+        });
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = tokio::spawn(socket::serve(bound, respond, async {
+            let _ = stopped.await;
+        }));
+        assert_eq!(client.get::<String>("/ok").await, Ok("hello".to_owned()));
+        assert_eq!(client.post::<String>("/other", &1).await, Err(Failure::not_found("no event")));
+        stop.send(()).unwrap();
+        server.await.unwrap();
+        assert!(!path.exists());
+    }
+}
