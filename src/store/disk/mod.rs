@@ -1,8 +1,16 @@
 //! The file operations that the store makes, as a trait: the real disk, one in memory that can lose
 //! power, and one that fails on demand.
 
+mod fault;
+mod memory;
+mod real;
+
 use std::io;
 use std::path::Path;
+
+pub use fault::{Call, Fault, FaultDisk};
+pub use memory::MemDisk;
+pub use real::RealDisk;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
@@ -29,6 +37,7 @@ pub trait Disk: Send + Sync + 'static {
     fn space(&self, dir: &Path) -> io::Result<Space>;
 }
 
+#[expect(clippy::len_without_is_empty, reason = "a file's length, not a collection's")]
 pub trait DiskFile: Send + Sync {
     /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
