@@ -153,7 +153,7 @@ impl Import<'_> {
             if have.iter().any(|d| d.delivery.key == delivery.key) {
                 continue;
             }
-            let record = Record::Snapshot { delivery, attempts };
+            let record = Record::Snapshot { delivery, attempts, as_of: event };
             let receipt = patiently(|| store.append_durable(record.clone())).await?;
             self.last = self.last.max(receipt.seq());
             self.done.deliveries += 1;
