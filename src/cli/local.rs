@@ -1,11 +1,15 @@
 //! Verbs that need no appliance.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::CommandFactory as _;
 
 use super::args::{Cli, Common};
 use super::{Failure, print, print_json, settings};
+use crate::store::disk::Disk;
+use crate::store::disk::RealDisk;
+use crate::store::{OpenError, check};
 
 pub fn check(common: &Common) -> Result<(), Failure> {
     let loaded = settings::load(common)?;
@@ -45,4 +49,44 @@ pub fn man(dir: Option<&Path>) -> Result<(), Failure> {
     page.render(&mut out)
         .map_err(|e| Failure::failed(format!("cannot write the man page: {e}")))?;
     print(&String::from_utf8_lossy(&out))
+}
+
+pub fn store_check(common: &Common, data_dir: &Path) -> Result<(), Failure> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let report = check::check(&disk, data_dir).map_err(|e| match e {
+        OpenError::Locked { .. } => Failure::failed(format!(
+            "cannot check {}: bluehook runs on it; stop it first",
+            data_dir.display()
+        )),
+        OpenError::Other(line) => Failure::failed(line),
+    })?;
+    if common.json {
+        let damage = |d: &crate::store::log::Damage| {
+            serde_json::json!({
+                "segment": check::segment_file(d.segment), "offset": d.offset, "bytes": d.bytes,
+                "firstSeq": d.first, "lastSeq": d.last,
+            })
+        };
+        print_json(&serde_json::json!({
+            "records": report.records,
+            "events": report.events,
+            "damage": report.damage.iter().map(damage).collect::<Vec<_>>(),
+            "unknown": report.unknown.iter().map(|(seq, why)| {
+                serde_json::json!({"seq": seq, "reason": why})
+            }).collect::<Vec<_>>(),
+        }))?;
+    } else {
+        print(&format!("{} records, {} events\n", report.records, report.events))?;
+        for d in &report.damage {
+            let (file, first, last) = (check::segment_file(d.segment), d.first, d.last);
+            print(&format!("damaged: records {first} to {last}, {file} at byte {}\n", d.offset))?;
+        }
+        for (seq, why) in &report.unknown {
+            print(&format!("not understood: record {seq}: {}\n", super::render::escape(why)))?;
+        }
+    }
+    if report.is_sound() {
+        return Ok(());
+    }
+    Err(Failure::failed("the store is damaged; run `bluehook store repair` on it"))
 }

@@ -84,8 +84,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
 fn dispatch(common: &args::Common, command: Command) -> Result<(), Failure> {
     match command {
         Command::Check => local::check(common),
-        Command::Store(_) => {
-            Err(Failure::usage("`store check` and `store repair` are not built yet"))
+        Command::Store(args::StoreCommand::Check { data_dir }) => {
+            local::store_check(common, &data_dir)
+        }
+        Command::Store(args::StoreCommand::Repair { .. }) => {
+            Err(Failure::usage("`store repair` is not built yet"))
         }
         Command::Secret(args::SecretCommand::Generate) => local::secret(),
         Command::Completions { shell } => local::completions(shell),
