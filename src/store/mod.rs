@@ -14,6 +14,7 @@ pub mod log;
 mod open;
 mod read;
 pub mod record;
+mod retention;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
