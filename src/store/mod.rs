@@ -14,6 +14,7 @@ pub mod log;
 mod open;
 mod read;
 pub mod record;
+pub mod repair;
 mod retention;
 #[cfg(test)]
 mod tests;

@@ -368,3 +368,34 @@ async fn at_the_disk_budget_with_nothing_settled_events_are_refused() {
     assert_eq!(store.stats().events, 60);
     store.close().await;
 }
+
+#[tokio::test]
+async fn a_damaged_store_is_found_out_and_repaired_with_what_is_readable() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let before = filled(&dir).await;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    assert!(super::check::check(&disk, &dir).unwrap().is_sound());
+    let segment = dir.join("log").join(super::check::segment_file(1));
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let needle = br#"{"eventId":"e150"}"#;
+    let found = bytes.windows(needle.len()).position(|w| w == needle).unwrap();
+    bytes[found + 3] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+
+    let report = super::check::check(&disk, &dir).unwrap();
+    assert_eq!(report.damage.len(), 1);
+    let lost = &before[150];
+    assert_eq!((report.damage[0].first, report.damage[0].last), (lost.seq, lost.seq));
+
+    let report = super::repair::repair(&dir).unwrap();
+    assert!(report.kept.is_some_and(|kept| kept.join("log").exists()));
+    assert!(super::check::check(&disk, &dir).unwrap().is_sound());
+    let mut after = reopened(&dir).await;
+    let mut expected = before.clone();
+    expected.remove(150);
+    for e in expected.iter_mut().chain(&mut after) {
+        e.seq = 0;
+    }
+    assert!(after == expected);
+}

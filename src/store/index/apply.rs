@@ -282,8 +282,13 @@ impl Applier {
             let key = [&[keys::IDS][..], kept.get(5..).unwrap_or_default()].concat();
             this.make_room()?;
             let entry: Option<IdEntry> = this.overlay.get(&key)?;
-            if entry.is_some_and(|e| e.kept_in == Some(segment)) {
-                this.overlay.delete(key);
+            if let Some(entry) = entry.filter(|e| e.kept_in == Some(segment)) {
+                // The event may still be there: it was about to go when someone replayed it.
+                if this.overlay.has(&keys::event(entry.seq))? {
+                    this.overlay.put(key, &IdEntry { kept_in: None, ..entry })?;
+                } else {
+                    this.overlay.delete(key);
+                }
             }
             this.overlay.delete(kept);
             Ok(())
