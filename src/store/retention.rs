@@ -54,15 +54,18 @@ async fn make_room(inner: &Weak<Inner>) {
     }
 }
 
+/// A duplicate key with the hash of its body and the event's number.
+type KeptKey = (DedupKey, [u8; 8], Seq);
+
 /// What the oldest segment holds.
 #[derive(Default)]
 struct Plan {
     /// Go on to the tail.
     kept: Vec<Seq>,
     kept_bytes: u64,
-    dropped: Vec<(DedupKey, [u8; 8], Seq)>,
+    dropped: Vec<KeptKey>,
     /// Duplicate keys of events dropped earlier: when, and which.
-    keys: Vec<(Timestamp, Vec<(DedupKey, [u8; 8], Seq)>)>,
+    keys: Vec<(Timestamp, Vec<KeptKey>)>,
     /// Conflicting bodies of events that stay.
     conflicts: Vec<(Seq, RepeatRecord)>,
     /// There is a settled event that is not old enough to go without need.
