@@ -75,6 +75,7 @@ struct Plan {
 /// Drops the oldest segment if that is due; tells whether it did.
 pub(super) async fn pass(store: &Store) -> Result<bool, String> {
     let Some(appender) = &store.inner.appender else { return Ok(false) };
+    let _one_at_a_time = store.inner.dropping.lock().await;
     let retention = &store.inner.options.retention;
     let segments = appender.segments();
     let log_bytes: u64 = segments.iter().map(|s| s.bytes).sum();
