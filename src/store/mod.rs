@@ -190,8 +190,8 @@ struct Inner {
     full: AtomicBool,
     /// Whose cursors hold events back; `None`: those of every handler ever met.
     active: Mutex<Option<Vec<HandlerName>>>,
-    /// Held while a segment is being dropped: one at a time.
-    dropping: tokio::sync::Mutex<()>,
+    /// The last segment that was dropped. Held while one is being dropped.
+    dropped: tokio::sync::Mutex<u32>,
     stop: watch::Sender<bool>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     /// Held as long as the store is open.

@@ -75,9 +75,11 @@ struct Plan {
 /// Drops the oldest segment if that is due; tells whether it did.
 pub(super) async fn pass(store: &Store) -> Result<bool, String> {
     let Some(appender) = &store.inner.appender else { return Ok(false) };
-    let _one_at_a_time = store.inner.dropping.lock().await;
+    let mut last_dropped = store.inner.dropped.lock().await;
     let retention = &store.inner.options.retention;
-    let segments = appender.segments();
+    let mut segments = appender.segments();
+    // The appender's list may lag behind its answer by a moment.
+    segments.retain(|s| s.number > *last_dropped);
     let log_bytes: u64 = segments.iter().map(|s| s.bytes).sum();
     // A quarter is left to the index.
     let budget = retention.disk_max - retention.disk_max / 4;
@@ -118,6 +120,7 @@ pub(super) async fn pass(store: &Store) -> Result<bool, String> {
     let dropped = Record::Dropped { segment: oldest.number, first, last, events };
     append_applied(store, dropped).await?;
     remove(appender, oldest.number).await?;
+    *last_dropped = oldest.number;
     tracing::info!(segment = oldest.number, events, kept = plan.kept.len(), "dropped a segment");
     Ok(true)
 }
