@@ -37,10 +37,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut queue: mpsc::UnboundedReceiver<
             }
             Command::Park { key, due } => {
                 let state = State::Scheduled { due };
+                let as_of = key.event;
                 let delivery =
                     Delivery { key, generation: 0, attempts: 0, open_attempt: None, state };
                 shared
-                    .append(Record::Snapshot { delivery, attempts: vec![], as_of: 0 }, still)
+                    .append(Record::Snapshot { delivery, attempts: vec![], as_of }, still)
                     .await;
             }
             Command::Moved { handler, to } => {
