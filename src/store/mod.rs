@@ -3,22 +3,40 @@
 //! Cheap to clone handle. Blocking calls (`list_events`, `event`, …) do short disk reads; async callers
 //! that may meet a big one wrap them in `spawn_blocking`.
 
+mod append;
+pub mod check;
+pub mod dedup;
 pub mod disk;
+mod files;
 pub mod index;
+pub mod indexer;
 pub mod log;
+mod open;
+mod read;
 pub mod record;
+#[cfg(test)]
+mod tests;
+pub mod transfer;
 
+use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
 use crate::clock::{Clock, Timeline, Timestamp};
 use crate::config::Retention;
-use crate::delivery::{Attempt, Delivery, DeliveryKey, HandlerName, Seq};
-use crate::event::{DedupKey, Event, NewEvent};
-pub use log::appender::Receipt;
-use record::Record;
+use crate::delivery::{Attempt, Delivery, Generation, HandlerName, Seq};
+use crate::event::Event;
+use dedup::Dedup;
+use disk::Disk;
+pub use index::rebuild::Home;
+pub use log::Receipt;
+use log::{Appender, LogReader};
+
+/// The generation of deliveries that nobody has replayed.
+pub const FIRST_GENERATION: Generation = 0;
 
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -110,6 +128,12 @@ pub struct Page<T> {
     pub next: Option<Seq>,
 }
 
+impl<T> Default for Page<T> {
+    fn default() -> Page<T> {
+        Page { items: Vec::new(), next: None }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     Ok,
@@ -144,155 +168,35 @@ pub struct HandlerStats {
     pub oldest: Option<Timestamp>,
 }
 
-/// Handle to the open store.
+/// Handle to the open store. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    // Arc<Inner> in the real one
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
-impl Store {
-    /// Opens the log (cutting a torn tail), starts the appender and the index threads. Returns as soon
-    /// as the log accepts; the index follows in the background.
-    ///
-    /// # Errors
-    /// Another instance runs on the directory, it cannot be created or written, or its format is newer.
-    pub fn open(
-        _disk: Arc<dyn disk::Disk>,
-        _options: StoreOptions,
-        _clock: Arc<dyn Clock>,
-    ) -> Result<Store, OpenError> {
-        todo!()
-    }
+struct Inner {
+    options: StoreOptions,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    timeline: Timeline,
+    /// `None`: opened for reading only.
+    appender: Option<Appender>,
+    reader: LogReader,
+    dedup: Arc<Dedup>,
+    index: Arc<indexer::Shared>,
+    /// At `disk_max`, and nothing may go.
+    full: AtomicBool,
+    /// Whose cursors hold events back; `None`: those of every handler ever met.
+    active: Mutex<Option<Vec<HandlerName>>>,
+    stop: watch::Sender<bool>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    /// Held as long as the store is open.
+    _lock: Option<File>,
+}
 
-    /// Stores an event, or finds that it is there already. Returns only when it is durable.
-    ///
-    /// # Errors
-    /// See [`AppendError`]: the event may or may not become durable; the sender must try again.
-    pub async fn append_event(&self, _event: NewEvent) -> Result<Receipt, AppendError> {
-        todo!()
-    }
-
-    /// Logs bookkeeping: returns when written (a crash of the process keeps it), not when synced.
-    ///
-    /// # Errors
-    /// As above.
-    pub async fn append(&self, _record: Record) -> Result<Seq, AppendError> {
-        todo!()
-    }
-
-    /// As `append`, but durable when it returns.
-    ///
-    /// # Errors
-    /// As above.
-    pub async fn append_durable(&self, _record: Record) -> Result<Receipt, AppendError> {
-        todo!()
-    }
-
-    #[must_use]
-    pub fn progress(&self) -> watch::Receiver<Progress> {
-        todo!()
-    }
-
-    #[must_use]
-    pub fn timeline(&self) -> Timeline {
-        todo!()
-    }
-
-    /// The next record's number, as far as is known now.
-    #[must_use]
-    pub fn next_seq(&self) -> Seq {
-        todo!()
-    }
-
-    // --- what the replayer reads (all from the index; quick) ---
-
-    /// Up to `limit` events from `from` on, and the position after the last one looked at.
-    #[must_use]
-    pub fn heads_from(&self, _from: Seq, _limit: usize) -> (Vec<EventHead>, Seq) {
-        todo!()
-    }
-
-    /// Unsettled deliveries of `handler` due at or before `until`, earliest first.
-    #[must_use]
-    pub fn due(&self, _handler: &HandlerName, _until: Timestamp, _limit: usize) -> Vec<Delivery> {
-        todo!()
-    }
-
-    /// The earliest due time of `handler` after `after`.
-    #[must_use]
-    pub fn next_due(&self, _handler: &HandlerName, _after: Timestamp) -> Option<Timestamp> {
-        todo!()
-    }
-
-    #[must_use]
-    pub fn handler_stats(&self, _handler: &HandlerName) -> HandlerStats {
-        todo!()
-    }
-
-    /// Every handler the store has ever met, also those no longer configured.
-    #[must_use]
-    pub fn known_handlers(&self) -> Vec<HandlerName> {
-        todo!()
-    }
-
-    // --- what people read ---
-
-    #[must_use]
-    pub fn event(&self, _seq: Seq) -> Option<Event> {
-        todo!()
-    }
-
-    #[must_use]
-    pub fn stored_event(&self, _seq: Seq) -> Option<StoredEvent> {
-        todo!()
-    }
-
-    /// The events with this `eventId` (one per source).
-    #[must_use]
-    pub fn find(&self, _event_id: &str) -> Vec<Seq> {
-        todo!()
-    }
-
-    #[must_use]
-    pub fn delivery(&self, _key: &DeliveryKey) -> Option<Delivery> {
-        todo!()
-    }
-
-    /// Newest first, before `cursor`.
-    #[must_use]
-    pub fn list_events(
-        &self,
-        _filter: &EventFilter,
-        _cursor: Option<Seq>,
-        _limit: usize,
-    ) -> Page<StoredEvent> {
-        todo!()
-    }
-
-    /// Dead deliveries, newest event first.
-    #[must_use]
-    pub fn list_dead(
-        &self,
-        _filter: &EventFilter,
-        _cursor: Option<Seq>,
-        _limit: usize,
-    ) -> Page<(Event, StoredDelivery)> {
-        todo!()
-    }
-
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        todo!()
-    }
-
-    /// Syncs, marks the stop as clean, closes both threads.
-    pub async fn close(&self) {
-        todo!()
-    }
-
-    #[must_use]
-    pub fn dedup_key_of(event: &NewEvent) -> DedupKey {
-        crate::event::dedup_key(&event.source, &event.id)
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The threads hold no handle of the store, so they are told.
+        self.stop.send_replace(true);
     }
 }

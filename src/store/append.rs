@@ -1,0 +1,121 @@
+//! What is written.
+
+use std::sync::atomic::Ordering;
+
+use tokio::sync::oneshot;
+
+use super::dedup::Seen;
+use super::index::keys::CONFLICTS_MAX;
+use super::log::{Appender, Priority, Receipt};
+use super::record::{self, ConflictBody, EventRecord, Record, RepeatRecord};
+use super::{AppendError, Store};
+use crate::delivery::{HandlerName, Seq};
+use crate::event::{DedupKey, NewEvent, body_hash, dedup_key};
+
+impl Store {
+    fn appender(&self) -> Result<&Appender, AppendError> {
+        self.inner.appender.as_ref().ok_or(AppendError::Closed)
+    }
+
+    /// Stores an event, or finds that it is there already. Returns only when it is durable.
+    ///
+    /// # Errors
+    /// See [`AppendError`]: the event may or may not become durable; the sender must try again.
+    pub async fn append_event(&self, event: NewEvent) -> Result<Receipt, AppendError> {
+        let appender = self.appender()?;
+        let key = Store::dedup_key_of(&event);
+        let hash = body_hash(&event.body);
+        let seen = self.inner.dedup.enter(key, hash, || {
+            self.read(|view| view.id(&key)).flatten().map(|known| (known.seq, known.body_hash))
+        });
+        match seen {
+            Seen::First => self.append_first(appender, key, event).await,
+            Seen::Writing { body_hash, settled } => {
+                let first = settled.await.unwrap_or(Err(AppendError::Closed))?;
+                self.repeat(appender, first, event, body_hash != hash).await
+            }
+            Seen::Durable { body_hash, seq } => {
+                self.repeat(appender, seq, event, body_hash != hash).await
+            }
+            Seen::Busy => Err(AppendError::Busy),
+        }
+    }
+
+    /// The end of the append is heard of even if the caller gives up waiting.
+    async fn append_first(
+        &self,
+        appender: &Appender,
+        key: DedupKey,
+        event: NewEvent,
+    ) -> Result<Receipt, AppendError> {
+        let (tell, told) = oneshot::channel();
+        let dedup = self.inner.dedup.clone();
+        if self.inner.full.load(Ordering::Relaxed) {
+            dedup.settle(&key, Err(AppendError::Full));
+            return Err(AppendError::Full);
+        }
+        let (kind, payload) = record::encode(&Record::Event(EventRecord::from(event)));
+        let done = appender.submit_durable(kind, payload, Priority::Event);
+        tokio::spawn(async move {
+            let result = done.await.unwrap_or(Err(AppendError::Closed));
+            dedup.settle(&key, result.map(|receipt| receipt.seq()));
+            // The caller may have given up.
+            drop(tell.send(result));
+        });
+        told.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// Counts a further copy. A body that differs is kept, and as durable as the first before it is
+    /// acknowledged; a mere count is not waited for.
+    async fn repeat(
+        &self,
+        appender: &Appender,
+        of: Seq,
+        event: NewEvent,
+        differs: bool,
+    ) -> Result<Receipt, AppendError> {
+        let kept = self.read(|view| view.repeats(of)).map_or(0, |r| r.conflicts.len());
+        let keep = differs && kept < CONFLICTS_MAX;
+        let received_at = event.received_at;
+        let conflict =
+            keep.then(|| ConflictBody { headers: event.headers, body: event.body.into() });
+        let record = RepeatRecord { of, received_at, conflict, carried_from: None };
+        let (kind, payload) = record::encode(&Record::Repeat(record));
+        if keep {
+            appender.durable(kind, payload).await?;
+        } else {
+            drop(appender.submit_written(kind, payload, Priority::Event));
+        }
+        appender.duplicate_of(of).ok_or(AppendError::Failed)
+    }
+
+    /// Logs bookkeeping: returns when written (a crash of the process keeps it), not when synced.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn append(&self, record: Record) -> Result<Seq, AppendError> {
+        let (kind, payload) = record::encode(&record);
+        self.appender()?.written(kind, payload).await
+    }
+
+    /// As `append`, but durable when it returns.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn append_durable(&self, record: Record) -> Result<Receipt, AppendError> {
+        let (kind, payload) = record::encode(&record);
+        let done = self.appender()?.submit_durable(kind, payload, Priority::Bookkeeping);
+        done.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// The handlers that are configured: retention keeps what they have not considered yet. Others are
+    /// parked; only their deliveries hold an event.
+    pub fn set_active_handlers(&self, handlers: Vec<HandlerName>) {
+        *self.active() = Some(handlers);
+    }
+
+    #[must_use]
+    pub fn dedup_key_of(event: &NewEvent) -> DedupKey {
+        dedup_key(&event.source, &event.id)
+    }
+}

@@ -1,0 +1,672 @@
+//! From records to batches: the one place where the index changes.
+//!
+//! A step is one atomic batch of at most 64 operations that ends with the position, so a crash leaves
+//! a step applied or not. The few records that need more (a dropped segment, kept keys) first write
+//! batches without the position; each of those may be applied again to the same end.
+
+use std::sync::Arc;
+
+use super::keys::{
+    self, BucketEntry, CONFLICTS_MAX, DeliveryEntry, EventEntry, HandlerEntry, IdEntry, PlaceValue,
+    Position, RepeatEntry,
+};
+use super::overlay::Overlay;
+use super::{Kv, KvError};
+use crate::clock::Timestamp;
+use crate::delivery::{
+    Attempt, Delivery, DeliveryKey, Generation, HandlerName, Outcome, Seq, State,
+};
+use crate::event::{self, DedupKey};
+use crate::store::FIRST_GENERATION;
+use crate::store::log::Place;
+use crate::store::record::{EventRecord, Record};
+
+/// More than any single record writes, apart from those that take several batches.
+const RECORD_OPS_MAX: usize = 12;
+/// Pairs read at once where many have to go.
+const CHUNK: usize = 48;
+/// Types and reasons come from outside and may be as long as a body; the index keeps values small.
+const TEXT_CHARS_MAX: usize = 256;
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    pub seq: Seq,
+    /// Schedule time.
+    pub time: Timestamp,
+    pub place: Place,
+}
+
+pub struct Applier {
+    overlay: Overlay,
+    position: Position,
+    written: Seq,
+    /// Of events that wait for their batch.
+    seen_keys: Vec<DedupKey>,
+    /// Of events written out since last asked.
+    written_keys: Vec<DedupKey>,
+}
+
+impl Applier {
+    #[must_use]
+    pub fn new(kv: Arc<dyn Kv>, position: Position) -> Applier {
+        let overlay = Overlay::new(kv);
+        Applier {
+            overlay,
+            written: position.applied,
+            position,
+            seen_keys: vec![],
+            written_keys: vec![],
+        }
+    }
+
+    /// Up to here records are in the index.
+    #[must_use]
+    pub fn applied(&self) -> Seq {
+        self.written
+    }
+
+    /// The position after the last record given, written out or not.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The duplicate keys of the events that were written out since the last call.
+    pub fn take_written_keys(&mut self) -> Vec<DedupKey> {
+        std::mem::take(&mut self.written_keys)
+    }
+
+    /// # Errors
+    /// The index is broken.
+    pub fn apply(&mut self, at: At, record: Record) -> Result<(), KvError> {
+        if !self.overlay.has_room(RECORD_OPS_MAX) {
+            self.commit()?;
+        }
+        self.record(at, record)?;
+        self.position.applied = at.seq;
+        self.position.segment = at.place.segment;
+        self.position.offset = u64::from(at.place.offset) + u64::from(at.place.len);
+        self.position.last = Some((at.place.into(), at.time));
+        Ok(())
+    }
+
+    /// Records up to `last` cannot be read; the log goes on at this place.
+    pub fn skip(&mut self, last: Seq, segment: u32, offset: u64) {
+        self.position = Position {
+            applied: last.max(self.position.applied),
+            segment,
+            offset,
+            last: None,
+            ..self.position
+        };
+    }
+
+    /// Writes out what waits, and the position.
+    ///
+    /// # Errors
+    /// The index is broken.
+    pub fn commit(&mut self) -> Result<(), KvError> {
+        let position = keys::to_value(&self.position)?;
+        self.overlay.write_out(Some((keys::META_POSITION.to_vec(), position)))?;
+        self.written = self.position.applied;
+        self.written_keys.append(&mut self.seen_keys);
+        Ok(())
+    }
+
+    /// Before something that takes several batches: the position must not run ahead of it.
+    fn make_room(&mut self) -> Result<(), KvError> {
+        if self.overlay.has_room(RECORD_OPS_MAX) { Ok(()) } else { self.overlay.write_out(None) }
+    }
+
+    fn record(&mut self, at: At, record: Record) -> Result<(), KvError> {
+        match record {
+            Record::Event(event) => self.event(at, &event),
+            Record::Repeat(r) => self.repeat(at, r.of, r.conflict.is_some(), r.carried_from),
+            Record::AttemptStarted { key, generation, number } => {
+                self.attempt_started(at, key, generation, number)
+            }
+            Record::AttemptFinished { key, attempt, next } => {
+                self.attempt_finished(at, key, &attempt, next)
+            }
+            Record::Discarded { key } => self.discarded(at, &key),
+            Record::Replayed { key, due } => self.replayed(at, key, due),
+            Record::HandlerSeen { handler, from } => self.change_handler(&handler, |h| {
+                h.cursor.get_or_insert(from);
+            }),
+            Record::HandlerMoved { handler, to } => {
+                self.change_handler(&handler, |h| h.cursor = h.cursor.max(Some(to)))
+            }
+            Record::HandlerPaused { handler, paused } => self.change_handler(&handler, |h| {
+                h.paused = paused;
+                h.paused_by = at.seq;
+            }),
+            Record::HandlerCarried { handler, cursor, paused, as_of } => {
+                self.change_handler(&handler, |h| {
+                    h.cursor = h.cursor.max(cursor);
+                    if h.paused_by <= as_of {
+                        h.paused = paused;
+                    }
+                })
+            }
+            Record::Boot { .. } | Record::Stopped => Ok(()),
+            Record::Carried { seq, time, event, repeats } => {
+                self.carried(at, seq, time, &event, repeats)
+            }
+            Record::Snapshot { delivery, attempts, as_of } => {
+                self.snapshot(at, delivery, &attempts, as_of)
+            }
+            Record::Keys { keys, .. } => self.keys(at, &keys),
+            Record::Dropped { segment, first, last, .. } => self.dropped(segment, first, last),
+        }
+    }
+
+    // --- events ---
+
+    /// The first record of a key is the event; a later one is the same event come again, which intake
+    /// could not know while the index was being rebuilt.
+    fn event(&mut self, at: At, event: &EventRecord) -> Result<(), KvError> {
+        let key = event::dedup_key(&event.source, &event.id);
+        let body_hash = event::body_hash(&event.body);
+        let known: Option<IdEntry> = self.overlay.get(&keys::id(&key))?;
+        self.seen_keys.push(key);
+        match known {
+            Some(known) if known.seq != at.seq => {
+                self.repeat(at, known.seq, known.body_hash != body_hash, None)
+            }
+            _ => {
+                let entry = event_entry(at, at.time, event);
+                self.new_event(at.seq, &entry, &key, body_hash)
+            }
+        }
+    }
+
+    fn new_event(
+        &mut self,
+        seq: Seq,
+        entry: &EventEntry,
+        key: &DedupKey,
+        body_hash: [u8; 8],
+    ) -> Result<(), KvError> {
+        if !self.overlay.has(&keys::source(&entry.source))? {
+            self.overlay.put(keys::source(&entry.source), &())?;
+        }
+        self.overlay.put(keys::event(seq), entry)?;
+        self.overlay.put(keys::id(key), &IdEntry { seq, body_hash, kept_in: None })?;
+        self.count_events(|n| n + 1)
+    }
+
+    fn count_events(&mut self, change: impl FnOnce(u64) -> u64) -> Result<(), KvError> {
+        let n: Option<u64> = self.overlay.get(keys::META_EVENTS)?;
+        self.overlay.put(keys::META_EVENTS.to_vec(), &change(n.unwrap_or(0)))
+    }
+
+    fn repeat(
+        &mut self,
+        at: At,
+        of: Seq,
+        conflict: bool,
+        carried_from: Option<Seq>,
+    ) -> Result<(), KvError> {
+        if !self.overlay.has(&keys::event(of))? {
+            return Ok(());
+        }
+        let mut entry: RepeatEntry = self.overlay.get(&keys::repeats(of))?.unwrap_or_default();
+        if carried_from.is_none() {
+            entry.count = entry.count.saturating_add(1);
+        }
+        entry.conflicts.retain(|(record, _)| Some(*record) != carried_from);
+        if conflict && entry.conflicts.len() < CONFLICTS_MAX {
+            entry.conflicts.push((at.seq, at.place.into()));
+        }
+        self.overlay.put(keys::repeats(of), &entry)
+    }
+
+    fn carried(
+        &mut self,
+        at: At,
+        seq: Seq,
+        time: Timestamp,
+        event: &EventRecord,
+        repeats: u32,
+    ) -> Result<(), KvError> {
+        let key = event::dedup_key(&event.source, &event.id);
+        let known: Option<IdEntry> = self.overlay.get(&keys::id(&key))?;
+        if let Some(known) = known.filter(|k| k.seq != seq) {
+            // Rebuilding from a log whose first segments are gone, a repeat was taken for the event.
+            self.remove_event(known.seq)?;
+            self.make_room()?;
+        }
+        self.overlay.put(keys::carried(at.place.segment, seq), &())?;
+        let entry = EventEntry { record: at.seq, ..event_entry(at, time, event) };
+        if self.overlay.has(&keys::event(seq))? {
+            return self.overlay.put(keys::event(seq), &entry);
+        }
+        if repeats > 0 {
+            let entry = RepeatEntry { count: repeats, conflicts: Vec::new() };
+            self.overlay.put(keys::repeats(seq), &entry)?;
+        }
+        self.new_event(seq, &entry, &key, event::body_hash(&event.body))
+    }
+
+    fn keys(&mut self, at: At, kept: &[(DedupKey, [u8; 8], Seq)]) -> Result<(), KvError> {
+        let segment = at.place.segment;
+        self.commit()?;
+        for (key, body_hash, seq) in kept {
+            self.make_room()?;
+            let entry = IdEntry { seq: *seq, body_hash: *body_hash, kept_in: Some(segment) };
+            self.overlay.put(keys::id(key), &entry)?;
+            self.overlay.put(keys::kept_key(segment, key), &())?;
+        }
+        self.make_room()
+    }
+
+    /// Forgets what lay in a segment and was not carried on.
+    fn dropped(&mut self, segment: u32, first: Seq, last: Seq) -> Result<(), KvError> {
+        self.commit()?;
+        self.each(keys::of_segment(keys::CARRIED, segment), |this, key, _| {
+            if let Some(seq) = keys::last_number(&key) {
+                this.remove_event_in(segment, seq)?;
+            }
+            this.make_room()?;
+            this.overlay.delete(key);
+            Ok(())
+        })?;
+        self.each((keys::event(first), keys::event(last.saturating_add(1))), |this, key, _| {
+            match keys::last_number(&key) {
+                Some(seq) => this.remove_event_in(segment, seq),
+                None => Ok(()),
+            }
+        })?;
+        self.each(keys::of_segment(keys::KEPT_KEYS, segment), |this, kept, _| {
+            let key = [&[keys::IDS][..], kept.get(5..).unwrap_or_default()].concat();
+            this.make_room()?;
+            let entry: Option<IdEntry> = this.overlay.get(&key)?;
+            if entry.is_some_and(|e| e.kept_in == Some(segment)) {
+                this.overlay.delete(key);
+            }
+            this.overlay.delete(kept);
+            Ok(())
+        })?;
+        let handlers: Vec<_> = self.list(keys::family(keys::HANDLERS))?;
+        for handler in handlers.iter().filter_map(|k| keys::handler_after_family(k)) {
+            let end = keys::bucket(&handler, keys::bucket_of(last.saturating_add(1)));
+            let (start, _) = keys::of_handler(keys::BUCKETS, &handler);
+            self.each((start, end), |this, key, _| {
+                this.make_room()?;
+                this.overlay.delete(key);
+                Ok(())
+            })?;
+        }
+        self.make_room()
+    }
+
+    fn remove_event_in(&mut self, segment: u32, seq: Seq) -> Result<(), KvError> {
+        let entry: Option<EventEntry> = self.overlay.get(&keys::event(seq))?;
+        match entry {
+            Some(entry) if entry.place.segment == segment => self.remove_event(seq),
+            _ => Ok(()),
+        }
+    }
+
+    /// The event with all its deliveries; its duplicate key stays.
+    fn remove_event(&mut self, seq: Seq) -> Result<(), KvError> {
+        self.make_room()?;
+        if !self.overlay.has(&keys::event(seq))? {
+            return Ok(());
+        }
+        self.each(keys::of_event(keys::DELIVERIES, seq), |this, _, value| {
+            let entry: DeliveryEntry = keys::from_value(&value)?;
+            this.forget_attempts(&entry.delivery.key, Seq::MAX)?;
+            this.make_room()?;
+            this.set_delivery(Some(&entry), None)
+        })?;
+        self.make_room()?;
+        self.overlay.delete(keys::event(seq));
+        self.overlay.delete(keys::repeats(seq));
+        self.count_events(|n| n.saturating_sub(1))
+    }
+
+    /// The `a` keys of records up to `as_of`.
+    fn forget_attempts(&mut self, key: &DeliveryKey, as_of: Seq) -> Result<(), KvError> {
+        let (from, _) = keys::of_delivery(key);
+        let to = keys::successor(keys::attempt(key, as_of));
+        self.each((from, to), |this, key, _| {
+            this.make_room()?;
+            this.overlay.delete(key);
+            Ok(())
+        })
+    }
+
+    /// Calls `f` with every pair of the range, as it stands once what waits is written out.
+    fn each(
+        &mut self,
+        (mut from, to): (Vec<u8>, Vec<u8>),
+        mut f: impl FnMut(&mut Applier, Vec<u8>, Vec<u8>) -> Result<(), KvError>,
+    ) -> Result<(), KvError> {
+        loop {
+            self.overlay.write_out(None)?;
+            let pairs = self.overlay.kv().range(&from, &to, CHUNK)?;
+            let Some((last, _)) = pairs.last() else { return Ok(()) };
+            from = keys::successor(last.clone());
+            for (key, value) in pairs {
+                f(self, key, value)?;
+            }
+        }
+    }
+
+    fn list(&mut self, range: (Vec<u8>, Vec<u8>)) -> Result<Vec<Vec<u8>>, KvError> {
+        let mut found = Vec::new();
+        self.each(range, |_, key, _| {
+            found.push(key);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    // --- handlers and deliveries ---
+
+    fn change_handler(
+        &mut self,
+        name: &HandlerName,
+        change: impl FnOnce(&mut HandlerEntry),
+    ) -> Result<(), KvError> {
+        let key = keys::handler(name);
+        let before: Option<HandlerEntry> = self.overlay.get(&key)?;
+        let mut entry = before.clone().unwrap_or_default();
+        change(&mut entry);
+        if before.as_ref() == Some(&entry) { Ok(()) } else { self.overlay.put(key, &entry) }
+    }
+
+    fn attempt_started(
+        &mut self,
+        at: At,
+        key: DeliveryKey,
+        generation: Generation,
+        number: u32,
+    ) -> Result<(), KvError> {
+        if number == 1 && generation == FIRST_GENERATION {
+            let after = key.event.saturating_add(1);
+            self.change_handler(&key.handler, |h| h.cursor = h.cursor.max(Some(after)))?;
+        }
+        let old = self.delivery(&key)?;
+        let stale = match &old {
+            Some(old) => old.delivery.generation > generation || old.delivery.state.is_settled(),
+            None => self.was_delivered_at_once(&key)? && generation <= FIRST_GENERATION,
+        };
+        if stale || !self.overlay.has(&keys::event(key.event))? {
+            return Ok(());
+        }
+        let new = DeliveryEntry {
+            has_history: old.as_ref().is_some_and(|o| o.has_history),
+            changed: at.seq,
+            delivery: Delivery {
+                key,
+                generation,
+                attempts: number,
+                open_attempt: Some(number),
+                state: State::Scheduled { due: at.time },
+            },
+        };
+        self.set_delivery(old.as_ref(), Some(new))
+    }
+
+    fn attempt_finished(
+        &mut self,
+        at: At,
+        key: DeliveryKey,
+        attempt: &Attempt,
+        next: State,
+    ) -> Result<(), KvError> {
+        if !self.overlay.has(&keys::event(key.event))? {
+            return Ok(());
+        }
+        let old = self.delivery(&key)?;
+        let has_history = old.as_ref().is_some_and(|o| o.has_history);
+        let Some((delivery, current)) = self.outcome_counts(&key, attempt, old.as_ref())? else {
+            return Ok(());
+        };
+        if current && !has_history && is_first_success(attempt, &next) {
+            self.set_delivered_at_once(at, &key)?;
+            return self.set_delivery(old.as_ref(), None);
+        }
+        let place: PlaceValue = at.place.into();
+        self.overlay.put_new(keys::attempt(&key, at.seq), &place)?;
+        let state = if current { short_reason(next) } else { delivery.state.clone() };
+        let delivery = if current {
+            Delivery { attempts: attempt.number, open_attempt: None, state, ..delivery }
+        } else {
+            delivery
+        };
+        let changed =
+            if current { at.seq } else { old.as_ref().map_or(at.seq, |entry| entry.changed) };
+        let new = DeliveryEntry { delivery, changed, has_history: true };
+        self.set_delivery(old.as_ref(), Some(new))
+    }
+
+    /// The delivery that an attempt belongs to, and whether its outcome still decides: not one of an
+    /// older generation, nor after a person settled the delivery. History keeps the attempt anyway.
+    fn outcome_counts(
+        &self,
+        key: &DeliveryKey,
+        attempt: &Attempt,
+        old: Option<&DeliveryEntry>,
+    ) -> Result<Option<(Delivery, bool)>, KvError> {
+        if let Some(old) = old {
+            let current = old.delivery.generation == attempt.generation
+                && old.delivery.open_attempt == Some(attempt.number)
+                && !old.delivery.state.is_settled();
+            return Ok(Some((old.delivery.clone(), current)));
+        }
+        if self.was_delivered_at_once(key)? {
+            return Ok(None);
+        }
+        // Its start lay in a segment that is gone.
+        let state = State::Scheduled { due: Timestamp::ZERO };
+        let delivery = Delivery {
+            key: key.clone(),
+            generation: attempt.generation,
+            attempts: attempt.number,
+            open_attempt: Some(attempt.number),
+            state,
+        };
+        Ok(Some((delivery, true)))
+    }
+
+    fn discarded(&mut self, at: At, key: &DeliveryKey) -> Result<(), KvError> {
+        let Some(old) = self.delivery(key)? else { return Ok(()) };
+        if old.delivery.state == State::Delivered {
+            return Ok(());
+        }
+        let mut new = old.clone();
+        new.changed = at.seq;
+        new.delivery.open_attempt = None;
+        new.delivery.state = State::Discarded;
+        self.set_delivery(Some(&old), Some(new))
+    }
+
+    fn replayed(&mut self, at: At, key: DeliveryKey, due: Timestamp) -> Result<(), KvError> {
+        if !self.overlay.has(&keys::event(key.event))? {
+            return Ok(());
+        }
+        let old = self.delivery(&key)?;
+        let generation = old.as_ref().map_or(FIRST_GENERATION, |o| o.delivery.generation);
+        let new = DeliveryEntry {
+            has_history: old.as_ref().is_some_and(|o| o.has_history),
+            changed: at.seq,
+            delivery: Delivery {
+                key,
+                generation: generation.saturating_add(1),
+                attempts: 0,
+                open_attempt: None,
+                state: State::Scheduled { due },
+            },
+        };
+        self.set_delivery(old.as_ref(), Some(new))
+    }
+
+    /// What happened after `as_of` wins over the snapshot; its history is taken either way.
+    fn snapshot(
+        &mut self,
+        at: At,
+        delivery: Delivery,
+        attempts: &[Attempt],
+        as_of: Seq,
+    ) -> Result<(), KvError> {
+        let key = delivery.key.clone();
+        if !self.overlay.has(&keys::event(key.event))? {
+            return Ok(());
+        }
+        self.commit()?;
+        self.forget_attempts(&key, as_of)?;
+        self.overlay.write_out(None)?;
+        let old = self.delivery(&key)?;
+        let delivery = match &old {
+            Some(old) if old.changed > as_of => old.delivery.clone(),
+            None if !delivery.state.is_settled()
+                && delivery.generation == FIRST_GENERATION
+                && self.was_delivered_at_once(&key)? =>
+            {
+                Delivery { open_attempt: None, state: State::Delivered, ..delivery }
+            }
+            _ => Delivery { state: short_reason(delivery.state), ..delivery },
+        };
+        if !attempts.is_empty() {
+            let place: PlaceValue = at.place.into();
+            self.overlay.put(keys::attempt(&key, at.seq), &place)?;
+        }
+        let as_of = as_of.min(at.seq);
+        let changed = old.as_ref().map_or(as_of, |o| o.changed.max(as_of));
+        let new = DeliveryEntry { delivery, changed, has_history: true };
+        self.set_delivery(old.as_ref(), Some(new))
+    }
+
+    fn delivery(&self, key: &DeliveryKey) -> Result<Option<DeliveryEntry>, KvError> {
+        self.overlay.get(&keys::delivery(key))
+    }
+
+    fn was_delivered_at_once(&self, key: &DeliveryKey) -> Result<bool, KvError> {
+        let bucket = keys::bucket(&key.handler, keys::bucket_of(key.event));
+        let entry: Option<BucketEntry> = self.overlay.get(&bucket)?;
+        Ok(entry.is_some_and(|e| e.has(key.event)))
+    }
+
+    fn set_delivered_at_once(&mut self, at: At, key: &DeliveryKey) -> Result<(), KvError> {
+        let bucket = keys::bucket(&key.handler, keys::bucket_of(key.event));
+        let entry: Option<BucketEntry> = self.overlay.get(&bucket)?;
+        let mut entry = entry.unwrap_or_else(|| BucketEntry::new(at.seq, at.place));
+        entry.set(key.event);
+        entry.last = at.seq;
+        self.overlay.put(bucket, &entry)
+    }
+
+    /// Writes the delivery and every key that is derived from it.
+    fn set_delivery(
+        &mut self,
+        old: Option<&DeliveryEntry>,
+        new: Option<DeliveryEntry>,
+    ) -> Result<(), KvError> {
+        let Some(key) = new.as_ref().or(old).map(|e| e.delivery.key.clone()) else {
+            return Ok(());
+        };
+        let (was, is) = (Derived::of(old), Derived::of(new.as_ref()));
+        if was.due != is.due {
+            if let Some(due) = was.due {
+                self.overlay.delete(keys::due(&key.handler, due, key.event));
+            }
+            if let Some(due) = is.due {
+                self.overlay.put_new(keys::due(&key.handler, due, key.event), &())?;
+            }
+        }
+        self.set_mark(keys::waiting(&key.handler, key.event), was.waiting, is.waiting)?;
+        self.set_mark(keys::dead(&key), was.dead, is.dead)?;
+        self.change_handler(&key.handler, |h| {
+            h.scheduled = moved(h.scheduled, was.due.is_some(), is.due.is_some());
+            h.dead = moved(h.dead, was.dead, is.dead);
+        })?;
+        match (old, new) {
+            (None, Some(new)) => self.overlay.put_new(keys::delivery(&key), &new),
+            (_, Some(new)) => self.overlay.put(keys::delivery(&key), &new),
+            (_, None) => {
+                if old.is_some() {
+                    self.overlay.delete(keys::delivery(&key));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn set_mark(&mut self, key: Vec<u8>, was: bool, is: bool) -> Result<(), KvError> {
+        match (was, is) {
+            (false, true) => self.overlay.put_new(key, &())?,
+            (true, false) => self.overlay.delete(key),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// The keys that follow from a delivery.
+#[derive(Default)]
+struct Derived {
+    due: Option<Timestamp>,
+    waiting: bool,
+    dead: bool,
+}
+
+impl Derived {
+    fn of(entry: Option<&DeliveryEntry>) -> Derived {
+        let Some(entry) = entry else { return Derived::default() };
+        let due = match entry.delivery.state {
+            State::Scheduled { due } => Some(due),
+            _ => None,
+        };
+        // A running first attempt gets by without: most end well within the moment.
+        let first = entry.delivery.open_attempt.is_some() && !entry.has_history;
+        let dead = matches!(entry.delivery.state, State::Dead { .. });
+        Derived { due, waiting: due.is_some() && !first, dead }
+    }
+}
+
+fn moved(count: u64, was: bool, is: bool) -> u64 {
+    match (was, is) {
+        (false, true) => count.saturating_add(1),
+        (true, false) => count.saturating_sub(1),
+        _ => count,
+    }
+}
+
+fn is_first_success(attempt: &Attempt, next: &State) -> bool {
+    attempt.number == 1
+        && attempt.generation == FIRST_GENERATION
+        && attempt.outcome == Outcome::Delivered
+        && *next == State::Delivered
+}
+
+fn event_entry(at: At, time: Timestamp, event: &EventRecord) -> EventEntry {
+    EventEntry {
+        place: at.place.into(),
+        record: at.seq,
+        time,
+        received_at: event.received_at,
+        kind: shortened(&event.kind),
+        source: event.source.clone(),
+        conversation: event.conversation.as_deref().map(conversation_hash),
+        imported: event.imported,
+    }
+}
+
+fn conversation_hash(address: &str) -> u64 {
+    u64::from_be_bytes(event::body_hash(address.as_bytes()))
+}
+
+fn short_reason(state: State) -> State {
+    match state {
+        State::Dead { reason } => State::Dead { reason: shortened(&reason) },
+        other => other,
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(TEXT_CHARS_MAX).collect()
+}

@@ -1,0 +1,372 @@
+//! Brings the index up to the log, and keeps it there: one code path for rebuilding, for catching up
+//! after a start, and for following live.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::Progress;
+use super::dedup::Dedup;
+use super::index::apply::{Applier, At};
+use super::index::keys::Session;
+use super::index::rebuild::{self, Home, LogState, OpenIndex};
+use super::index::{Kv, KvError};
+use super::log::{Appender, Damage, LogError, LogProgress, LogReader, ScanItem};
+use super::record;
+use crate::clock::BootId;
+use crate::delivery::Seq;
+use crate::event::DedupKey;
+
+/// Records per step: what is held back from readers at most.
+const STEP_RECORDS: usize = 2_000;
+/// Every so many steps the index goes out of this process's memory.
+const FLUSH_STEPS: u32 = 4;
+const IDLE_WAIT: Duration = Duration::from_millis(500);
+const RETRY_WAIT: Duration = Duration::from_secs(1);
+/// How long a stop may wait for the index; the rest is done at the next start.
+const STOP_STEPS_MAX: usize = 100;
+
+pub enum Fault {
+    Index(KvError),
+    Log(LogError),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Index(e) => e.fmt(f),
+            Fault::Log(e) => e.fmt(f),
+        }
+    }
+}
+
+impl From<KvError> for Fault {
+    fn from(e: KvError) -> Fault {
+        Fault::Index(e)
+    }
+}
+
+/// The work without the thread: the simulator drives it step by step.
+pub struct IndexerCore {
+    applier: Applier,
+    kv: Arc<dyn Kv>,
+    reader: LogReader,
+    boot_id: BootId,
+    damage: Vec<Damage>,
+}
+
+impl IndexerCore {
+    #[must_use]
+    pub fn new(index: &OpenIndex, reader: LogReader, boot_id: BootId) -> IndexerCore {
+        let applier = Applier::new(index.kv.clone(), index.position);
+        IndexerCore { applier, kv: index.kv.clone(), reader, boot_id, damage: Vec::new() }
+    }
+
+    #[must_use]
+    pub fn applied(&self) -> Seq {
+        self.applier.applied()
+    }
+
+    /// Applies up to `records` further ones, none above `upto`, which must be durable.
+    ///
+    /// # Errors
+    /// The index is broken (build it anew) or the log cannot be read (try again).
+    pub fn advance(&mut self, upto: Seq, records: usize) -> Result<(), Fault> {
+        let from = self.applier.position();
+        if from.applied >= upto {
+            return Ok(());
+        }
+        let offset = u32::try_from(from.offset).unwrap_or(u32::MAX);
+        let mut scan = self.reader.scan((from.segment, offset), upto).after(from.applied);
+        for _ in 0..records {
+            match scan.next().map_err(Fault::Log)? {
+                Some(ScanItem::Damage(damage)) => self.lost(damage),
+                Some(ScanItem::Frame(frame)) => match record::decode(frame.kind, &frame.payload) {
+                    Ok(record) => {
+                        let at = At { seq: frame.seq, time: frame.time, place: frame.place };
+                        self.applier.apply(at, record)?;
+                    }
+                    Err(why) => {
+                        tracing::error!(seq = frame.seq, %why, "a record cannot be understood");
+                        self.lost(Damage {
+                            segment: frame.place.segment,
+                            offset: frame.place.offset.into(),
+                            bytes: frame.place.len.into(),
+                            first: frame.seq,
+                            last: frame.seq,
+                        });
+                    }
+                },
+                None => break,
+            }
+        }
+        self.applier.commit()?;
+        Ok(())
+    }
+
+    fn lost(&mut self, damage: Damage) {
+        let behind = damage.offset.saturating_add(damage.bytes);
+        self.applier.skip(damage.last, damage.segment, behind);
+        self.damage.push(damage);
+    }
+
+    /// The damage met since the last call.
+    pub fn take_damage(&mut self) -> Vec<Damage> {
+        std::mem::take(&mut self.damage)
+    }
+
+    /// The duplicate keys of the events indexed since the last call.
+    pub fn take_written_keys(&mut self) -> Vec<DedupKey> {
+        self.applier.take_written_keys()
+    }
+
+    /// # Errors
+    /// The index is broken.
+    pub fn flush(&self) -> Result<(), KvError> {
+        self.kv.flush()
+    }
+
+    /// Everything is synced and the index may be trusted at the next start.
+    ///
+    /// # Errors
+    /// The index is broken; it will be rebuilt.
+    pub fn close(self) -> Result<(), KvError> {
+        self.kv.sync()?;
+        rebuild::write_session(&*self.kv, Session { boot_id: self.boot_id, clean: true })?;
+        self.kv.sync()
+    }
+}
+
+/// What the thread and the store's readers share.
+pub struct Shared {
+    kv: RwLock<Option<Arc<dyn Kv>>>,
+    /// A reader met an error: the index has to be built anew.
+    broken: watch::Sender<Option<String>>,
+    progress: watch::Sender<Progress>,
+    found: Mutex<Found>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Why there is no index just now, or why it is being rebuilt.
+    pub note: Option<String>,
+    pub rebuilding: bool,
+    pub damage: Vec<Damage>,
+}
+
+impl Shared {
+    #[must_use]
+    pub fn new(progress: Progress, damage: Vec<Damage>) -> Shared {
+        Shared {
+            kv: RwLock::new(None),
+            broken: watch::Sender::new(None),
+            progress: watch::Sender::new(progress),
+            found: Mutex::new(Found { damage, ..Found::default() }),
+        }
+    }
+
+    #[must_use]
+    pub fn kv(&self) -> Option<Arc<dyn Kv>> {
+        self.kv.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set_kv(&self, kv: Option<Arc<dyn Kv>>) {
+        *self.kv.write().unwrap_or_else(PoisonError::into_inner) = kv;
+    }
+
+    pub fn report_broken(&self, error: &KvError) {
+        self.broken.send_replace(Some(error.0.clone()));
+    }
+
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    #[must_use]
+    pub fn found(&self) -> Found {
+        self.found_mut().clone()
+    }
+
+    pub fn found_mut(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add_damage(&self, new: Vec<Damage>) {
+        let mut found = self.found_mut();
+        for damage in new {
+            let same = |d: &Damage| (d.segment, d.offset) == (damage.segment, damage.offset);
+            if !found.damage.iter().any(same) {
+                found.damage.push(damage);
+            }
+        }
+    }
+}
+
+pub struct Indexer {
+    pub shared: Arc<Shared>,
+    pub dedup: Arc<Dedup>,
+    pub reader: LogReader,
+    pub home: Home,
+    pub boot_id: BootId,
+    pub appender: Appender,
+    /// The oldest record as found on opening the log.
+    pub first: Seq,
+    pub stop: watch::Receiver<bool>,
+}
+
+impl Indexer {
+    /// The thread's body: returns once told to stop.
+    pub fn run(mut self) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+            Ok(runtime) => runtime,
+            Err(e) => {
+                self.shared.found_mut().note = Some(format!("index: no thread runtime: {e}"));
+                return;
+            }
+        };
+        let mut log = self.appender.progress();
+        let mut doubt = None;
+        let mut rebuilds = 0;
+        while !*self.stop.borrow() {
+            match self.open(doubt.take(), &log) {
+                Ok(index) => {
+                    let outcome = runtime.block_on(self.follow(index, &mut log, rebuilds));
+                    self.shared.set_kv(None);
+                    doubt = outcome.err().map(|e| e.0);
+                    rebuilds += u64::from(doubt.is_some());
+                }
+                Err(e) => {
+                    tracing::error!(error = %e, "the index cannot be opened; trying again");
+                    self.shared.found_mut().note = Some(e.0);
+                    runtime.block_on(async {
+                        // Either way: on to the next try, or out.
+                        drop(tokio::time::timeout(RETRY_WAIT, self.stop.changed()).await);
+                    });
+                }
+            }
+        }
+    }
+
+    fn open(
+        &self,
+        doubt: Option<String>,
+        log: &watch::Receiver<LogProgress>,
+    ) -> Result<OpenIndex, KvError> {
+        let oldest = self.appender.segments().iter().find_map(|s| s.first);
+        let durable = log.borrow().durable;
+        let state = LogState { first: oldest.unwrap_or(self.first), next: durable + 1 };
+        let index = match doubt {
+            None => self.home.open_or_begin(&self.reader, state, self.boot_id)?,
+            Some(doubt) => self.home.begin(&self.reader, state, self.boot_id, doubt)?,
+        };
+        let behind = durable.saturating_sub(index.position.applied);
+        let rebuilding = index.doubt.is_some() && behind > 0;
+        if let Some(why) = index.doubt.as_ref().filter(|_| rebuilding) {
+            tracing::warn!(records = behind, why, "rebuilding the index from the log");
+        }
+        let mut found = self.shared.found_mut();
+        found.rebuilding = rebuilding;
+        found.note = index.doubt.as_ref().filter(|_| rebuilding).map(|why| {
+            format!("the index is being rebuilt from the log ({why}); nothing to do, intake works")
+        });
+        Ok(index)
+    }
+
+    /// Until told to stop (then the index is closed cleanly) or the index breaks.
+    async fn follow(
+        &mut self,
+        index: OpenIndex,
+        log: &mut watch::Receiver<LogProgress>,
+        rebuilds: u64,
+    ) -> Result<(), KvError> {
+        let mut broken = self.shared.broken.subscribe();
+        broken.borrow_and_update();
+        let mut core = IndexerCore::new(&index, self.reader.clone(), self.boot_id);
+        self.shared.set_kv(Some(index.kv.clone()));
+        drop(index);
+        let target = log.borrow().durable;
+        let mut unflushed = 0;
+        loop {
+            let now = log.borrow_and_update().clone();
+            let mut wait = IDLE_WAIT;
+            match core.advance(now.durable, STEP_RECORDS) {
+                Ok(()) => {}
+                Err(Fault::Index(e)) => return Err(e),
+                Err(Fault::Log(e)) => {
+                    tracing::error!(error = %e, "the index cannot read the log; trying again");
+                    wait = RETRY_WAIT;
+                }
+            }
+            self.after_step(&mut core, &now, target, rebuilds);
+            unflushed += 1;
+            let idle = core.applied() >= now.durable;
+            if *self.stop.borrow() {
+                break;
+            }
+            if !idle && wait == IDLE_WAIT {
+                if unflushed >= FLUSH_STEPS {
+                    core.flush()?;
+                    unflushed = 0;
+                }
+                continue;
+            }
+            tokio::select! {
+                changed = log.changed() => if changed.is_err() { break },
+                changed = self.stop.changed() => if changed.is_err() { break },
+                _ = broken.changed() => {
+                    let why = broken.borrow().clone().unwrap_or_default();
+                    return Err(KvError(why));
+                }
+                () = tokio::time::sleep(wait) => {
+                    if unflushed > 0 {
+                        core.flush()?;
+                        unflushed = 0;
+                    }
+                }
+            }
+        }
+        let now = log.borrow_and_update().clone();
+        for _ in 0..STOP_STEPS_MAX {
+            if core.applied() >= now.durable || core.advance(now.durable, STEP_RECORDS).is_err() {
+                break;
+            }
+        }
+        self.after_step(&mut core, &now, target, rebuilds);
+        self.shared.set_kv(None);
+        if let Err(e) = core.close() {
+            tracing::warn!(error = %e, "the index was not closed cleanly; it will be rebuilt");
+        }
+        Ok(())
+    }
+
+    fn after_step(&self, core: &mut IndexerCore, log: &LogProgress, target: Seq, rebuilds: u64) {
+        let damage = core.take_damage();
+        for d in &damage {
+            tracing::error!(
+                segment = d.segment,
+                offset = d.offset,
+                first = d.first,
+                last = d.last,
+                "records in the log are damaged"
+            );
+            self.appender.mark_damaged(d.segment);
+        }
+        self.shared.add_damage(damage);
+        self.dedup.applied(core.take_written_keys());
+        let caught_up = core.applied() >= target;
+        if caught_up {
+            let mut found = self.shared.found_mut();
+            (found.rebuilding, found.note) = (false, None);
+        }
+        let now = Progress {
+            epoch: log.epoch + rebuilds,
+            durable: log.durable,
+            applied: core.applied(),
+            caught_up,
+        };
+        self.shared.progress.send_if_modified(|p| std::mem::replace(p, now) != now);
+    }
+}
