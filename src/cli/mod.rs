@@ -1,1 +1,115 @@
-//! (to be built)
+//! The command line: what a person or a script asks of the appliance.
+
+pub mod args;
+mod client;
+mod commands;
+mod local;
+mod render;
+mod settings;
+mod time;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+
+pub const FAILED: u8 = 1;
+pub const USAGE: u8 = 2;
+pub const NOT_FOUND: u8 = 3;
+pub const UNREACHABLE: u8 = 4;
+
+/// Why a verb did not do what it was asked, as exit code and one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub code: u8,
+    /// Empty where nothing is to be said.
+    pub message: String,
+}
+
+impl Failure {
+    pub fn failed(message: impl Into<String>) -> Failure {
+        Failure { code: FAILED, message: message.into() }
+    }
+
+    pub fn usage(message: impl Into<String>) -> Failure {
+        Failure { code: USAGE, message: message.into() }
+    }
+
+    pub fn not_found(message: impl Into<String>) -> Failure {
+        Failure { code: NOT_FOUND, message: message.into() }
+    }
+
+    pub fn unreachable(message: impl Into<String>) -> Failure {
+        Failure { code: UNREACHABLE, message: message.into() }
+    }
+
+    /// The reader of our output has gone: that is its right.
+    fn writing(error: &io::Error) -> Failure {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure { code: 0, message: String::new() },
+            _ => Failure::failed(format!("cannot write the output: {error}")),
+        }
+    }
+}
+
+/// Does what the arguments ask; returns the exit code.
+#[must_use]
+pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return u8::try_from(e.exit_code()).unwrap_or(USAGE);
+        }
+    };
+    let done = match cli.command {
+        Command::Serve { virtual_clock } => {
+            return crate::server::serve(crate::server::ServeOptions {
+                config: cli.common.config,
+                socket: cli.common.socket,
+                virtual_clock,
+            });
+        }
+        command => dispatch(&cli.common, command),
+    };
+    let Err(failure) = done else { return 0 };
+    if !failure.message.is_empty() {
+        let _ = writeln!(io::stderr(), "bluehook: {}", render::escape(&failure.message));
+    }
+    failure.code
+}
+
+fn dispatch(common: &args::Common, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Check => local::check(common),
+        Command::Store(args::StoreCommand::Check { data_dir }) => {
+            local::store_check(common, &data_dir)
+        }
+        Command::Store(args::StoreCommand::Repair { .. }) => {
+            Err(Failure::usage("`store repair` is not built yet"))
+        }
+        Command::Secret(args::SecretCommand::Generate) => local::secret(),
+        Command::Completions { shell } => local::completions(shell),
+        Command::Man { dir } => local::man(dir.as_deref()),
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|e| {
+                Failure::failed(format!("cannot start the runtime: {e}; try again"))
+            })?;
+            runtime.block_on(commands::run(common, command))
+        }
+    }
+}
+
+/// Writes to standard output.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Failure::writing(&e))
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).unwrap_or_default();
+    print(&(text + "\n"))
+}

@@ -31,7 +31,7 @@ pub struct LogState {
 pub struct OpenIndex {
     pub kv: Arc<dyn Kv>,
     pub position: Position,
-    /// Why the one that was there is not used.
+    /// Why it begins anew.
     pub doubt: Option<String>,
 }
 
@@ -69,7 +69,10 @@ impl Home {
         boot_id: BootId,
     ) -> Result<OpenIndex, KvError> {
         match self.open().and_then(|kv| trusted(kv, reader, log, boot_id)) {
-            Ok((kv, position)) => mark(kv, position, boot_id, None),
+            Ok((kv, Some(position))) => mark(kv, position, boot_id, None),
+            Ok((kv, None)) => {
+                mark(kv, beginning(reader, log)?, boot_id, Some("there was none".to_owned()))
+            }
             Err(doubt) => self.begin(reader, log, boot_id, doubt.0),
         }
     }
@@ -133,15 +136,20 @@ pub fn beginning(reader: &LogReader, log: LogState) -> Result<Position, KvError>
     })
 }
 
+/// The index as it is with its position, or none in an empty one.
 fn trusted(
     kv: Arc<dyn Kv>,
     reader: &LogReader,
     log: LogState,
     boot_id: BootId,
-) -> Result<(Arc<dyn Kv>, Position), KvError> {
+) -> Result<(Arc<dyn Kv>, Option<Position>), KvError> {
     let doubt = |why: &str| Err(KvError(why.to_owned()));
     let Some(position) = kv.get(keys::META_POSITION)? else {
-        return doubt("there is none yet");
+        return if kv.range(&[], &[u8::MAX], 1)?.is_empty() {
+            Ok((kv, None))
+        } else {
+            doubt("it knows no position")
+        };
     };
     let position: Position = keys::from_value(&position)?;
     if position.format != FORMAT {
@@ -162,5 +170,5 @@ fn trusted(
             _ => return doubt("it does not agree with the log"),
         }
     }
-    Ok((kv, position))
+    Ok((kv, Some(position)))
 }

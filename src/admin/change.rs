@@ -1,0 +1,276 @@
+//! Replay and discard: each change is a record in the log, durable before it is answered.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wildmatch::WildMatch;
+
+use super::AdminContext;
+use super::lists::{blocking, no_such_event, resolve};
+use super::problem::Problem;
+use super::query;
+use super::wire::{Changed, Selection};
+use crate::clock::Timestamp;
+use crate::config::Config;
+use crate::delivery::{DeliveryKey, HandlerName, Seq, State};
+use crate::store::record::Record;
+use crate::store::{AppendError, Store, StoredEvent};
+
+/// Events looked at in one step; between steps the store serves others.
+const STEP: usize = 100;
+/// How often and how long to wait where too much waits for the disk.
+const BUSY_TRIES: u32 = 500;
+const BUSY_WAIT: Duration = Duration::from_millis(10);
+/// How long an answer waits for the index to show the change.
+const APPLIED_WAIT: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Action {
+    /// Every matching handler, whatever the state.
+    Replay,
+    DeadReplay,
+    DeadDiscard,
+}
+
+pub async fn replay(cx: &Arc<AdminContext>, selection: Selection) -> Result<Changed, Problem> {
+    run(cx, selection, Action::Replay).await
+}
+
+pub async fn dead_replay(cx: &Arc<AdminContext>, selection: Selection) -> Result<Changed, Problem> {
+    run(cx, selection, Action::DeadReplay).await
+}
+
+pub async fn dead_discard(
+    cx: &Arc<AdminContext>,
+    selection: Selection,
+) -> Result<Changed, Problem> {
+    run(cx, selection, Action::DeadDiscard).await
+}
+
+async fn run(
+    cx: &Arc<AdminContext>,
+    selection: Selection,
+    action: Action,
+) -> Result<Changed, Problem> {
+    if !selection.names_something() {
+        return Err(Problem::bad(
+            "nothing is selected: give ids or a filter, or \"all\": true to mean all of them",
+        ));
+    }
+    let only = selection.handler.as_deref().map(HandlerName::new).transpose();
+    let only = only.map_err(Problem::bad)?;
+    let mut filter = query::filter(&selection)?;
+    // A replay of a handler also makes deliveries that don't exist yet; the filter would hide those.
+    if action == Action::Replay {
+        filter.handler = None;
+    }
+    let mut writer = Writer { cx, action, waiting: None, last: 0 };
+    let mut changed = Changed { dry_run: selection.dry_run, ..Changed::default() };
+    let mut steps = Steps::new(cx, &selection.ids, action).await?;
+    let targets = Targets { config: (cx.config)(), only, action };
+    loop {
+        let (targets, filter) = (targets.clone(), filter.clone());
+        let step = steps.clone();
+        let (keys, events, next) =
+            blocking(cx, move |store| step.take(store, &filter, &targets)).await?;
+        changed.events += events;
+        changed.deliveries += keys.len() as u64;
+        if !selection.dry_run {
+            for key in keys {
+                writer.write(key).await?;
+            }
+        }
+        match next {
+            Some(next) => steps = next,
+            None => break,
+        }
+    }
+    writer.finish().await?;
+    Ok(changed)
+}
+
+/// Where the walk over the selected events stands.
+#[derive(Clone)]
+enum Steps {
+    Named(Vec<Seq>),
+    Filtered { cursor: Option<Seq> },
+    FilteredDead { cursor: Option<Seq> },
+}
+
+type Step = (Vec<DeliveryKey>, u64, Option<Steps>);
+
+impl Steps {
+    async fn new(cx: &Arc<AdminContext>, ids: &[String], action: Action) -> Result<Steps, Problem> {
+        if !ids.is_empty() {
+            let ids = ids.to_vec();
+            // All are looked up first: with one unknown, nothing is changed.
+            let found = blocking(cx, move |store| {
+                let mut seqs = Vec::new();
+                for id in &ids {
+                    match resolve(store, id) {
+                        found if found.is_empty() => return Err(no_such_event(id)),
+                        found => seqs.extend(found),
+                    }
+                }
+                seqs.sort_unstable();
+                seqs.dedup();
+                Ok(seqs)
+            });
+            return Ok(Steps::Named(found.await??));
+        }
+        Ok(match action {
+            Action::Replay => Steps::Filtered { cursor: None },
+            Action::DeadReplay | Action::DeadDiscard => Steps::FilteredDead { cursor: None },
+        })
+    }
+
+    fn take(self, store: &Store, filter: &crate::store::EventFilter, targets: &Targets) -> Step {
+        match self {
+            Steps::Named(mut seqs) => {
+                let rest = seqs.split_off(seqs.len().min(STEP));
+                let stored = seqs.into_iter().filter_map(|seq| store.stored_event(seq));
+                let (keys, events) = targets.of_all(store, stored);
+                (keys, events, (!rest.is_empty()).then_some(Steps::Named(rest)))
+            }
+            Steps::Filtered { cursor } => {
+                let page = store.list_events(filter, cursor, STEP);
+                let (keys, events) = targets.of_all(store, page.items.into_iter());
+                (keys, events, page.next.map(|seq| Steps::Filtered { cursor: Some(seq) }))
+            }
+            Steps::FilteredDead { cursor } => {
+                let page = store.list_dead(filter, cursor, STEP);
+                let keys: Vec<_> =
+                    page.items.into_iter().map(|(_, stored)| stored.delivery.key).collect();
+                let mut events: Vec<_> = keys.iter().map(|key| key.event).collect();
+                events.dedup();
+                let next = page.next.map(|seq| Steps::FilteredDead { cursor: Some(seq) });
+                (keys, events.len() as u64, next)
+            }
+        }
+    }
+}
+
+/// Which handlers of an event are meant.
+#[derive(Clone)]
+struct Targets {
+    config: Arc<Config>,
+    only: Option<HandlerName>,
+    action: Action,
+}
+
+impl Targets {
+    fn of_all(
+        &self,
+        store: &Store,
+        stored: impl Iterator<Item = StoredEvent>,
+    ) -> (Vec<DeliveryKey>, u64) {
+        // A handler comes to an event it hasn't reached by itself.
+        let mut cursors: BTreeMap<HandlerName, Option<Seq>> = BTreeMap::new();
+        let mut reached = |handler: &HandlerName, seq: Seq| {
+            let cursor = cursors
+                .entry(handler.clone())
+                .or_insert_with(|| store.handler_stats(handler).cursor);
+            cursor.is_some_and(|cursor| seq < cursor)
+        };
+        let (mut keys, mut events) = (Vec::new(), 0);
+        for stored in stored {
+            let before = keys.len();
+            keys.extend(self.of(&stored, &mut reached));
+            events += u64::from(keys.len() > before);
+        }
+        (keys, events)
+    }
+
+    fn of(
+        &self,
+        stored: &StoredEvent,
+        reached: &mut impl FnMut(&HandlerName, Seq) -> bool,
+    ) -> Vec<DeliveryKey> {
+        let seq = stored.event.seq;
+        let wanted = |name: &HandlerName| self.only.as_ref().is_none_or(|only| only == name);
+        let dead_only = self.action != Action::Replay;
+        let existing = stored.deliveries.iter().map(|d| &d.delivery);
+        let mut names: Vec<HandlerName> = existing
+            .filter(|d| !dead_only || matches!(d.state, State::Dead { .. }))
+            .map(|d| d.key.handler.clone())
+            .filter(&wanted)
+            .collect();
+        if !dead_only {
+            for handler in &self.config.handlers {
+                let matches = handler
+                    .events
+                    .iter()
+                    .any(|g| WildMatch::new(g).matches(&stored.event.new.kind));
+                if matches
+                    && wanted(&handler.name)
+                    && !names.contains(&handler.name)
+                    && reached(&handler.name, seq)
+                {
+                    names.push(handler.name.clone());
+                }
+            }
+        }
+        names.into_iter().map(|handler| DeliveryKey { event: seq, handler }).collect()
+    }
+}
+
+/// Writes all records but the last without waiting for the disk; the last one's sync covers them.
+struct Writer<'a> {
+    cx: &'a Arc<AdminContext>,
+    action: Action,
+    waiting: Option<DeliveryKey>,
+    last: Seq,
+}
+
+impl Writer<'_> {
+    async fn write(&mut self, key: DeliveryKey) -> Result<(), Problem> {
+        if let Some(before) = self.waiting.replace(key) {
+            let record = self.record(before);
+            self.last = patiently(|| self.cx.store.append(record.clone())).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<(), Problem> {
+        let Some(key) = self.waiting.take() else { return Ok(()) };
+        let record = self.record(key);
+        let receipt = patiently(|| self.cx.store.append_durable(record.clone())).await?;
+        self.last = self.last.max(receipt.seq());
+        wait_applied(&self.cx.store, self.last).await;
+        self.cx.replay.nudge().await;
+        Ok(())
+    }
+
+    fn record(&self, key: DeliveryKey) -> Record {
+        match self.action {
+            Action::DeadDiscard => Record::Discarded { key },
+            Action::Replay | Action::DeadReplay => Record::Replayed { key, due: self.now() },
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.cx.store.timeline().at(self.cx.clock.now())
+    }
+}
+
+/// Tries again while too much waits for the disk.
+pub async fn patiently<T, F: Future<Output = Result<T, AppendError>>>(
+    mut append: impl FnMut() -> F,
+) -> Result<T, Problem> {
+    for _ in 0..BUSY_TRIES {
+        match append().await {
+            Err(AppendError::Busy) => tokio::time::sleep(BUSY_WAIT).await,
+            result => return result.map_err(Problem::append),
+        }
+    }
+    Err(Problem::append(AppendError::Busy))
+}
+
+/// Returns when the index shows everything up to `seq`, or after [`APPLIED_WAIT`]: the change is
+/// durable either way.
+pub async fn wait_applied(store: &Store, seq: Seq) {
+    let mut progress = store.progress();
+    let reached = progress.wait_for(|p| p.applied >= seq);
+    let _ = tokio::time::timeout(APPLIED_WAIT, reached).await;
+}

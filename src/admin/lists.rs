@@ -1,0 +1,99 @@
+//! Pages of events and deliveries.
+
+use std::sync::Arc;
+
+use super::body::{Answer, json};
+use super::problem::Problem;
+use super::query::{self, ListQuery};
+use super::wire::{DeliveryItem, DeliveryJson, EventJson, PageJson};
+use super::{AdminContext, AnswerBody};
+use crate::delivery::Seq;
+use crate::event::Event;
+use crate::store::{Page, Store, StoredDelivery};
+
+/// Runs `read` where it may wait for the disk.
+pub async fn blocking<T: Send + 'static>(
+    cx: &Arc<AdminContext>,
+    read: impl FnOnce(&Store) -> T + Send + 'static,
+) -> Result<T, Problem> {
+    let store = cx.store.clone();
+    let read = tokio::task::spawn_blocking(move || read(&store)).await;
+    read.map_err(|e| Problem::internal(format!("reading the store failed: {e}; see the log")))
+}
+
+pub async fn events(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem> {
+    let ListQuery { filter, limit, cursor } = query::list(query)?;
+    let page = blocking(cx, move |store| store.list_events(&filter, cursor, limit)).await?;
+    Ok(answer(page, |stored| [EventJson::of(&stored)]))
+}
+
+/// The events that `id` names: by `eventId` (one per source), else by sequence number.
+pub fn resolve(store: &Store, id: &str) -> Vec<Seq> {
+    let found = store.find(id);
+    if !found.is_empty() {
+        return found;
+    }
+    let by_seq = id.parse::<Seq>().ok().filter(|&seq| store.event(seq).is_some());
+    by_seq.into_iter().collect()
+}
+
+pub fn no_such_event(id: &str) -> Problem {
+    Problem::not_found(format!(
+        "no event {id:?}: it never arrived, or retention dropped it; see `bluehook events list`"
+    ))
+}
+
+pub async fn event(cx: &Arc<AdminContext>, query: &str, id: &str) -> Result<Answer, Problem> {
+    query::none(query)?;
+    let wanted = id.to_owned();
+    // The newest, where several sources used the same id.
+    let found = blocking(cx, move |store| {
+        resolve(store, &wanted).into_iter().max().and_then(|seq| store.stored_event(seq))
+    });
+    match found.await? {
+        Some(stored) => Ok(json(&EventJson::of(&stored))),
+        None => Err(no_such_event(id)),
+    }
+}
+
+/// The deliveries of the events in a page.
+pub async fn deliveries(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem> {
+    let ListQuery { filter, limit, cursor } = query::list(query)?;
+    let wanted = filter.clone();
+    let page = blocking(cx, move |store| store.list_events(&filter, cursor, limit)).await?;
+    Ok(answer(page, |stored| {
+        let fits = |d: &&StoredDelivery| {
+            let handler = wanted.handler.as_deref();
+            let status = wanted.status.as_deref();
+            handler.is_none_or(|h| h == d.delivery.key.handler.as_str())
+                && status.is_none_or(|s| s == d.delivery.state.name())
+        };
+        let deliveries = stored.deliveries.iter().filter(fits);
+        deliveries.map(|d| item(&stored.event, d)).collect::<Vec<_>>()
+    }))
+}
+
+pub async fn dead(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem> {
+    let ListQuery { filter, limit, cursor } = query::list(query)?;
+    let page = blocking(cx, move |store| store.list_dead(&filter, cursor, limit)).await?;
+    Ok(answer(page, |(event, delivery)| [item(&event, &delivery)]))
+}
+
+fn item(event: &Event, delivery: &StoredDelivery) -> DeliveryItem {
+    DeliveryItem {
+        seq: event.seq,
+        event_id: event.new.id.clone(),
+        kind: event.new.kind.clone(),
+        source: event.new.source.clone(),
+        received_at: event.new.received_at.to_rfc3339(),
+        delivery: DeliveryJson::of(delivery),
+    }
+}
+
+fn answer<T, J: serde::Serialize, I: IntoIterator<Item = J>>(
+    page: Page<T>,
+    to_json: impl Fn(T) -> I,
+) -> hyper::Response<AnswerBody> {
+    let items: Vec<J> = page.items.into_iter().flat_map(to_json).collect();
+    json(&PageJson { items, next_cursor: page.next.map(|seq| seq.to_string()) })
+}

@@ -1,0 +1,160 @@
+//! The unix socket: made, guarded by its file mode, and served.
+
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use super::Answer;
+use crate::clock::BoxFuture;
+
+/// How long open requests may go on once the server stops.
+const DRAIN: Duration = Duration::from_secs(2);
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at once; further ones wait.
+const CONNECTIONS_MAX: usize = 64;
+
+pub type Respond = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send + Sync>;
+
+/// A bound socket; its file goes when this is dropped.
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Best effort: one that stays is found stale at the next start.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Binds `path` with mode 0600. A socket that is there already is removed only if nobody answers on it.
+///
+/// # Errors
+/// One line: what, why, what to do next.
+pub async fn bind(path: &Path) -> Result<Socket, String> {
+    let shown = path.display();
+    if let Ok(meta) = std::fs::symlink_metadata(path) {
+        if !meta.file_type().is_socket() {
+            return Err(format!(
+                "cannot make the admin socket {shown}: another file is there; move it, or set admin.socket"
+            ));
+        }
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(format!(
+                "cannot make the admin socket {shown}: another bluehook answers there; stop it, or set \
+                 admin.socket"
+            ));
+        }
+        std::fs::remove_file(path).map_err(|e| {
+            format!("cannot remove the stale admin socket {shown}: {e}; remove it by hand")
+        })?;
+    }
+    bind_private(path).map_err(|e| {
+        format!("cannot make the admin socket {shown}: {e}; check the folder, or set admin.socket")
+    })
+}
+
+/// The socket gets its name only once its mode is right, so that nobody can connect in between.
+fn bind_private(path: &Path) -> io::Result<Socket> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    if let Some(folder) = folder {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut hidden = path.as_os_str().to_owned();
+    hidden.push(format!(".{}", std::process::id()));
+    let hidden = PathBuf::from(hidden);
+    let _ = std::fs::remove_file(&hidden);
+    let listener = UnixListener::bind(&hidden)?;
+    let ready = std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))
+        .and_then(|()| std::fs::rename(&hidden, path));
+    if let Err(e) = ready {
+        let _ = std::fs::remove_file(&hidden);
+        return Err(e);
+    }
+    Ok(Socket { listener, path: path.to_owned() })
+}
+
+/// Serves until `stop` is ready, then lets open requests end within [`DRAIN`].
+pub async fn serve(socket: Socket, respond: Respond, stop: impl Future<Output = ()>) {
+    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    tokio::pin!(stop);
+    loop {
+        let accept = async {
+            let place = places.clone().acquire_owned().await;
+            (place, socket.listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            () = &mut stop => break,
+            accepted = accept => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                tracing::warn!("admin socket: cannot accept: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let respond = respond.clone();
+        let service = service_fn(move |request| {
+            let answer = respond(request);
+            async move { Ok::<_, std::convert::Infallible>(answer.await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        let watched = graceful.watch(connection);
+        tokio::spawn(async move {
+            let _place = place;
+            if let Err(e) = watched.await {
+                tracing::debug!("admin connection: {e}");
+            }
+        });
+    }
+    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_private_and_a_stale_one_gives_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sub/admin.sock");
+        let first = bind(&path).await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let refused = bind(&path).await.err().unwrap();
+        assert!(refused.contains("another bluehook answers"), "{refused}");
+
+        drop(first);
+        assert!(!path.exists());
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "a stale socket file is there");
+        assert!(bind(&path).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_plain_file_is_never_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        std::fs::write(&path, "mine").unwrap();
+        assert!(bind(&path).await.is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+    }
+}

@@ -1,0 +1,143 @@
+//! How things stand: for people, for probes and for Prometheus.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::AdminContext;
+use super::lists::blocking;
+use super::problem::Problem;
+use super::wire::{DamageJson, HandlerJson, StatusJson};
+use crate::clock::Timestamp;
+use crate::config::Listen;
+use crate::delivery::HandlerName;
+use crate::store::{Health, Stats};
+
+pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Problem> {
+    let running: BTreeMap<HandlerName, u64> = cx.replay.running().await.into_iter().collect();
+    let config = (cx.config)();
+    blocking(cx, move |store| {
+        // In the order of the configuration; those no longer in it last.
+        let mut names: Vec<HandlerName> = config.handlers.iter().map(|h| h.name.clone()).collect();
+        let configured = names.len();
+        for name in store.known_handlers() {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let end = store.progress().borrow().applied + 1;
+        let one = |(i, name): (usize, &HandlerName)| {
+            let stats = store.handler_stats(name);
+            let due = store.next_due(name, Timestamp::ZERO);
+            HandlerJson {
+                name: name.to_string(),
+                configured: i < configured,
+                paused: stats.paused,
+                running: running.get(name).copied().unwrap_or(0),
+                scheduled: stats.scheduled,
+                dead: stats.dead,
+                behind: stats.cursor.map_or(0, |cursor| end.saturating_sub(cursor)),
+                oldest_undelivered: stats.oldest.map(Timestamp::to_rfc3339),
+                next_due_at: due.map(Timestamp::to_rfc3339),
+            }
+        };
+        names.iter().enumerate().map(one).collect()
+    })
+    .await
+}
+
+pub async fn status(cx: &Arc<AdminContext>) -> Result<StatusJson, Problem> {
+    let handlers = handlers(cx).await?;
+    let stats = blocking(cx, |store| store.stats()).await?;
+    Ok(StatusJson {
+        health: health_name(stats.health).to_owned(),
+        note: stats.note.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: cx.started_at.to_rfc3339(),
+        listen: cx.intake.iter().map(listen_name).collect(),
+        events: stats.events,
+        backlog: handlers.iter().map(|h| h.scheduled + h.running).sum(),
+        // RFC 3339 of one form: the order of the texts is that of the times.
+        oldest_undelivered: handlers.iter().filter_map(|h| h.oldest_undelivered.clone()).min(),
+        dead: handlers.iter().map(|h| h.dead).sum(),
+        log_bytes: stats.log_bytes,
+        index_bytes: stats.index_bytes,
+        disk_free_bytes: stats.disk_free,
+        durable_seq: stats.progress.durable,
+        damage: damage(&stats),
+        handlers,
+    })
+}
+
+fn damage(stats: &Stats) -> Vec<DamageJson> {
+    let one = |(first, last, segment, offset): &(u64, u64, String, u64)| DamageJson {
+        first_seq: *first,
+        last_seq: *last,
+        segment: segment.clone(),
+        offset: *offset,
+    };
+    stats.damage.iter().map(one).collect()
+}
+
+fn health_name(health: Health) -> &'static str {
+    match health {
+        Health::Ok => "ok",
+        Health::Rebuilding => "rebuilding",
+        Health::Full => "full",
+        Health::Failed => "failed",
+    }
+}
+
+fn listen_name(listen: &Listen) -> String {
+    match listen {
+        Listen::Tcp(address) => address.to_string(),
+        Listen::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+/// Why events are not accepted now; `None` where they are. A rebuild of the index refuses nothing.
+pub async fn not_ready(cx: &Arc<AdminContext>) -> Result<Option<String>, Problem> {
+    let stats = blocking(cx, |store| store.stats()).await?;
+    let why = match stats.health {
+        Health::Ok | Health::Rebuilding => return Ok(None),
+        Health::Full => "not accepting events: the disk is full; free some space",
+        Health::Failed => "not accepting events: the log cannot be written; check the disk",
+    };
+    Ok(Some(stats.note.unwrap_or_else(|| why.to_owned())))
+}
+
+pub async fn metrics(cx: &Arc<AdminContext>) -> Result<String, Problem> {
+    let status = status(cx).await?;
+    let up = u64::from(matches!(status.health.as_str(), "ok" | "rebuilding"));
+    let mut out = String::new();
+    for (name, help, value) in [
+        ("bluehook_accepting", "1 while events are accepted.", up),
+        ("bluehook_events", "Events in the log.", status.events),
+        ("bluehook_durable_seq", "The newest durable record.", status.durable_seq),
+        ("bluehook_log_bytes", "Size of the log.", status.log_bytes),
+        ("bluehook_index_bytes", "Size of the index.", status.index_bytes),
+        ("bluehook_disk_free_bytes", "Free space beside the data.", status.disk_free_bytes),
+        (
+            "bluehook_damaged_ranges",
+            "Ranges of records lost to damage.",
+            status.damage.len() as u64,
+        ),
+    ] {
+        let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+    }
+    type Read = fn(&HandlerJson) -> u64;
+    let gauges: [(&str, &str, Read); 4] = [
+        ("bluehook_handler_scheduled", "Deliveries that wait for an attempt.", |h| h.scheduled),
+        ("bluehook_handler_running", "Attempts that run now.", |h| h.running),
+        ("bluehook_handler_dead", "Dead deliveries.", |h| h.dead),
+        ("bluehook_handler_behind", "Records that the handler has yet to look at.", |h| h.behind),
+    ];
+    for (name, help, read) in gauges {
+        let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+        for handler in &status.handlers {
+            // Names of handlers hold nothing that needs an escape.
+            let _ = writeln!(out, "{name}{{handler=\"{}\"}} {}", handler.name, read(handler));
+        }
+    }
+    Ok(out)
+}

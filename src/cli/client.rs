@@ -1,0 +1,168 @@
+//! Speaks to the appliance through its admin socket.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Frame, Incoming};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use super::Failure;
+use crate::admin::wire::ProblemJson;
+
+pub type Body = BoxBody<Bytes, std::io::Error>;
+
+pub struct Client {
+    pub socket: PathBuf,
+}
+
+impl Client {
+    /// # Errors
+    /// The appliance can't be reached, or answers with a problem.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Response<Incoming>, Failure> {
+        let away = |e: &dyn std::fmt::Display| {
+            Failure::unreachable(format!(
+                "cannot reach bluehook at {}: {e}; start it with `bluehook serve`, or give --socket",
+                self.socket.display()
+            ))
+        };
+        let stream = tokio::net::UnixStream::connect(&self.socket).await.map_err(|e| away(&e))?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+        let (mut sender, connection) = handshake.await.map_err(|e| away(&e))?;
+        tokio::spawn(connection);
+        let request = Request::builder().method(method).uri(path).header("host", "localhost");
+        let request = request
+            .body(body)
+            .map_err(|e| Failure::failed(format!("cannot ask for {path}: {e}")))?;
+        let answer = sender.send_request(request).await.map_err(|e| away(&e))?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status().as_u16();
+        let text = answer.into_body().collect().await.map_err(|e| away(&e))?.to_bytes();
+        let detail = match serde_json::from_slice::<ProblemJson>(&text) {
+            Ok(problem) => problem.detail,
+            Err(_) => format!("bluehook answered {status}; see its log"),
+        };
+        Err(match status {
+            400 => Failure::usage(detail),
+            404 => Failure::not_found(detail),
+            _ => Failure::failed(detail),
+        })
+    }
+
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        read(self.send(Method::GET, path, empty()).await?).await
+    }
+
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let text = serde_json::to_vec(body).unwrap_or_default();
+        read(self.send(Method::POST, path, whole(text)).await?).await
+    }
+}
+
+pub fn empty() -> Body {
+    whole(Vec::new())
+}
+
+fn whole(bytes: Vec<u8>) -> Body {
+    Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed()
+}
+
+pub async fn read<T: DeserializeOwned>(answer: Response<Incoming>) -> Result<T, Failure> {
+    let cut = |e: &dyn std::fmt::Display| {
+        Failure::failed(format!("the answer cannot be read: {e}; is it the same version?"))
+    };
+    let bytes = answer.into_body().collect().await.map_err(|e| cut(&e))?.to_bytes();
+    serde_json::from_slice(&bytes).map_err(|e| cut(&e))
+}
+
+/// A body fed by [`feed`], no faster than it is taken.
+pub fn streamed() -> (mpsc::Sender<Bytes>, Body) {
+    let (tx, rx) = mpsc::channel(4);
+    (tx, Fed(rx).boxed())
+}
+
+/// Reads `path` (`-`: standard input) into the body. Ends early where nobody takes it any more.
+pub fn feed(path: &Path, tx: &mpsc::Sender<Bytes>) -> io::Result<()> {
+    let mut from: Box<dyn Read> = match path.to_str() {
+        Some("-") => Box::new(io::stdin().lock()),
+        _ => Box::new(std::fs::File::open(path)?),
+    };
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let n = from.read(&mut buffer)?;
+        if n == 0 || tx.blocking_send(Bytes::copy_from_slice(&buffer[..n])).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+struct Fed(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Fed {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::admin::socket;
+
+    #[tokio::test]
+    async fn answers_and_problems_come_through_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let client = Client { socket: path.clone() };
+        let nobody = client.get::<String>("/x").await.unwrap_err();
+        assert_eq!(nobody.code, super::super::UNREACHABLE);
+
+        let bound = socket::bind(&path).await.unwrap();
+        let respond: socket::Respond = Arc::new(|request| {
+            let path = request.uri().path().to_owned();
+            Box::pin(async move {
+                let problem = r#"{"title":"Not Found","status":404,"detail":"no event"}"#;
+                let (status, text) =
+                    if path == "/ok" { (200, "\"hello\"") } else { (404, problem) };
+                let body = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed();
+                Response::builder().status(status).body(body).unwrap()
+            })
+        });
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = tokio::spawn(socket::serve(bound, respond, async {
+            let _ = stopped.await;
+        }));
+        assert_eq!(client.get::<String>("/ok").await, Ok("hello".to_owned()));
+        assert_eq!(client.post::<String>("/other", &1).await, Err(Failure::not_found("no event")));
+        stop.send(()).unwrap();
+        server.await.unwrap();
+        assert!(!path.exists());
+    }
+}
