@@ -7,14 +7,16 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::clock::{Clock, FileClock, SystemClock};
+use crate::admin::{self, AdminContext};
+use crate::clock::{BoxFuture, Clock, FileClock, SystemClock};
 use crate::config::{self, Config, Listen, LoadOptions, Loaded, LogFormat};
+use crate::delivery::HandlerName;
 use crate::handler::{self, BuildContext};
 use crate::intake::{self, Intake};
 use crate::replay::planner::HandlerPlan;
 use crate::replay::runner::{self, ReplayHandle, RunnerHandler};
 use crate::store::disk::RealDisk;
-use crate::store::{OpenError, Store, StoreOptions};
+use crate::store::{AppendError, OpenError, Store, StoreOptions};
 
 /// How long a stop waits for requests under way.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -161,6 +163,39 @@ fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Store, String> 
     })
 }
 
+/// What the admin API may do to the replayer.
+struct Steering(ReplayHandle);
+
+impl admin::ReplayControl for Steering {
+    fn set_paused(
+        &self,
+        handler: HandlerName,
+        paused: bool,
+    ) -> BoxFuture<'_, Result<(), AppendError>> {
+        Box::pin(self.0.set_paused(handler, paused))
+    }
+
+    fn nudge(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.nudge())
+    }
+
+    fn running(&self) -> BoxFuture<'_, Vec<(HandlerName, u64)>> {
+        Box::pin(async {
+            let snapshot = self.0.snapshot().await;
+            snapshot.into_iter().map(|h| (h.name, h.running as u64)).collect()
+        })
+    }
+}
+
+struct Refused(Arc<Intake>);
+
+impl admin::Rejections for Refused {
+    fn rejections(&self) -> Vec<serde_json::Value> {
+        let notes = self.0.rejections.snapshot();
+        notes.iter().filter_map(|note| serde_json::to_value(note).ok()).collect()
+    }
+}
+
 struct Appliance {
     store: Store,
     intake: Arc<Intake>,
@@ -194,11 +229,16 @@ impl Appliance {
         for key in Config::changes_needing_restart(&self.config(), &loaded.config) {
             tracing::warn!("{key} changed; it takes effect at the next restart");
         }
+        self.store.set_active_handlers(names(&loaded.config));
         self.intake.reload(&loaded.config);
         self.replay.reconfigure(handlers).await;
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded.config);
         tracing::info!("configuration reloaded");
     }
+}
+
+fn names(config: &Config) -> Vec<HandlerName> {
+    config.handlers.iter().map(|handler| handler.name.clone()).collect()
 }
 
 async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Result<(), String> {
@@ -210,8 +250,13 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     let config = Arc::new(loaded.config);
     let handlers = runner_handlers(&config)?;
     let store = open_store(&config, &clock)?;
-    let mut passed = listenfd::ListenFd::from_env();
-    let bound = match intake::bind(&config.intake.listen, &mut passed).await {
+    store.set_active_handlers(names(&config));
+    let listening = async {
+        let mut passed = listenfd::ListenFd::from_env();
+        let bound = intake::bind(&config.intake.listen, &mut passed).await?;
+        Ok::<_, String>((bound, admin::socket::bind(&config.admin.socket).await?))
+    };
+    let (bound, socket) = match listening.await {
         Ok(bound) => bound,
         Err(line) => {
             store.close().await;
@@ -225,6 +270,13 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     let appliance = Arc::new(Appliance { store, intake, replay, config: Mutex::new(config) });
     let accepting =
         tokio::spawn(intake::serve(bound, Arc::clone(&appliance.intake), stopping.clone(), DRAIN));
+    let administering = tokio::spawn(administer(
+        socket,
+        Arc::clone(&appliance),
+        clock,
+        addresses.clone(),
+        stopping,
+    ));
     announce(&appliance.config(), &addresses, options, first_start);
 
     while signals.next().await == Wanted::Reload {
@@ -234,6 +286,7 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     let ending = async {
         let _ = stop.send(true);
         let _ = accepting.await;
+        let _ = administering.await;
         appliance.replay.stop().await;
         appliance.store.close().await;
     };
@@ -242,6 +295,30 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
         () = signals.next_stop() => tracing::warn!("stopped at once; what was running runs again at the next start"),
     }
     Ok(())
+}
+
+async fn administer(
+    socket: admin::socket::Socket,
+    appliance: Arc<Appliance>,
+    clock: Arc<dyn Clock>,
+    addresses: Vec<Listen>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let started_at = clock.now().wall;
+    let context = AdminContext {
+        store: appliance.store.clone(),
+        replay: Arc::new(Steering(appliance.replay.clone())),
+        rejections: Arc::new(Refused(Arc::clone(&appliance.intake))),
+        config: Arc::new(move || appliance.config()),
+        clock,
+        intake: addresses,
+        started_at,
+    };
+    let stop = async move {
+        // An error means that the sender is gone: that is a stop, too.
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    admin::socket::serve(socket, admin::routes::responder(Arc::new(context)), stop).await;
 }
 
 /// Says where events come in and, on the very first start, how to send one.

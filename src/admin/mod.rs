@@ -23,8 +23,7 @@ pub use body::{Answer, AnswerBody};
 
 use crate::clock::{BoxFuture, Clock, Timestamp};
 use crate::config::{Config, Listen};
-use crate::delivery::{HandlerName, Seq};
-use crate::store::record::Record;
+use crate::delivery::HandlerName;
 use crate::store::{AppendError, Store};
 
 /// The replayer, as far as the API steers it.
@@ -45,13 +44,6 @@ pub trait Rejections: Send + Sync {
     fn rejections(&self) -> Vec<serde_json::Value>;
 }
 
-/// The log's records in order, for the live stream.
-pub trait RecordFeed: Send + Sync {
-    /// Up to `limit` durable records from `from` on, and the position after the last one looked at
-    /// (`from` where there is nothing new). May read the disk.
-    fn records_from(&self, from: Seq, limit: usize) -> (Vec<(Seq, Record)>, Seq);
-}
-
 /// All that the API needs of the rest.
 pub struct AdminContext {
     pub store: Store,
@@ -60,7 +52,6 @@ pub struct AdminContext {
     pub clock: Arc<dyn Clock>,
     pub replay: Arc<dyn ReplayControl>,
     pub rejections: Arc<dyn Rejections>,
-    pub records: Arc<dyn RecordFeed>,
     /// Where intake listens in fact.
     pub intake: Vec<Listen>,
     pub started_at: Timestamp,

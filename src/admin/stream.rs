@@ -74,9 +74,8 @@ async fn feed(cx: Arc<AdminContext>, mut from: Seq, tx: mpsc::Sender<std::io::Re
 }
 
 async fn read(cx: &Arc<AdminContext>, from: Seq, applied: Seq) -> Result<(String, Seq), Problem> {
-    let records = cx.records.clone();
     blocking(cx, move |store| {
-        let (records, next) = records.records_from(from, STEP);
+        let (records, next) = store.records_from(from, STEP);
         let items = records.into_iter().filter(|(seq, _)| *seq <= applied);
         let mut text = String::new();
         for (seq, record) in items {

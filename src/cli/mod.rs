@@ -66,11 +66,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     };
     let done = match cli.command {
         Command::Serve { virtual_clock } => {
-            return crate::server::serve(crate::server::ServeOptions {
-                config: cli.common.config,
-                socket: cli.common.socket,
-                virtual_clock,
-            });
+            let load = settings::options(&cli.common);
+            return crate::server::serve(&crate::server::ServeOptions { load, virtual_clock });
         }
         command => dispatch(&cli.common, command),
     };

@@ -4,25 +4,32 @@ use std::path::PathBuf;
 
 use super::Failure;
 use super::args::Common;
-use crate::config::{Config, LoadOptions, Loaded};
+use crate::config::{Flag, LoadOptions, Loaded};
 
-/// # Errors
-/// Every problem, one a line.
-pub fn load(common: &Common) -> Result<Loaded, Failure> {
+/// What loading looks at: flags, environment, files.
+#[must_use]
+pub fn options(common: &Common) -> LoadOptions {
     let lossy = |(k, v): (std::ffi::OsString, std::ffi::OsString)| {
         (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())
     };
-    let options = LoadOptions {
+    let socket = common.socket.as_ref().map(|path| Flag {
+        name: "--socket".to_owned(),
+        key: "admin.socket".to_owned(),
+        value: path.display().to_string(),
+    });
+    LoadOptions {
         file: common.config.clone(),
         env: std::env::vars_os().map(lossy).collect(),
         credentials_dir: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
         cwd: std::env::current_dir().unwrap_or_default(),
-        flags: Vec::new(),
-    };
-    Config::load(&options).map_err(|problems| {
-        let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
-        Failure::usage(lines.join("\n"))
-    })
+        flags: socket.into_iter().collect(),
+    }
+}
+
+/// # Errors
+/// Every problem, one a line.
+pub fn load(common: &Common) -> Result<Loaded, Failure> {
+    crate::server::load(&options(common)).map_err(|problems| Failure::usage(problems.join("\n")))
 }
 
 pub fn socket(common: &Common) -> Result<PathBuf, Failure> {

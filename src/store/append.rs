@@ -60,7 +60,7 @@ impl Store {
             let result = done.await.unwrap_or(Err(AppendError::Closed));
             dedup.settle(&key, result.map(|receipt| receipt.seq()));
             // The caller may have given up.
-            drop(tell.send(result));
+            _ = tell.send(result);
         });
         told.await.unwrap_or(Err(AppendError::Closed))
     }

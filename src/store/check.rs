@@ -1,17 +1,13 @@
-//! Offline: is every record readable, and what can be saved where some are not.
+//! Offline: is every record readable?
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::OpenError;
-use super::disk::{Disk, RealDisk};
-use super::log::{Damage, LogError, LogOptions, LogReader, LogWriter, ScanItem};
+use super::disk::Disk;
+use super::log::{Damage, LogError, LogReader, ScanItem};
 use super::{files, record};
 use crate::delivery::Seq;
-
-/// Bytes that may wait before they are written and synced.
-const REPAIR_BATCH_RECORDS: u64 = 500;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckReport {
@@ -50,7 +46,7 @@ pub(super) fn last_record(reader: &LogReader) -> Result<Seq, LogError> {
 }
 
 /// Everything readable, in order. What follows the last record is not reported: a torn tail is no loss.
-fn walk(reader: &LogReader, mut visit: impl FnMut(ScanItem)) -> Result<(), LogError> {
+pub(super) fn walk(reader: &LogReader, mut visit: impl FnMut(ScanItem)) -> Result<(), LogError> {
     let Some(from) = reader.first_position()? else { return Ok(()) };
     let upto = Seq::MAX - 1;
     let mut scan = reader.scan(from, upto);
@@ -103,11 +99,4 @@ pub fn check(disk: &Arc<dyn Disk>, data_dir: &Path) -> Result<CheckReport, OpenE
     })
     .map_err(|e| OpenError::Other(format!("cannot read the log: {e}")))?;
     Ok(report)
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RepairReport {
-    pub found: CheckReport,
-    /// The damaged store, whole; `None`: nothing had to be done.
-    pub kept: Option<PathBuf>,
 }

@@ -105,7 +105,7 @@ impl Dedup {
         drop(ahead);
         for tell in waiting {
             // Whoever gave up waiting needs no answer.
-            drop(tell.send(result));
+            _ = tell.send(result);
         }
     }
 

@@ -14,6 +14,8 @@ pub mod log;
 mod open;
 mod read;
 pub mod record;
+pub mod repair;
+mod retention;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
@@ -188,6 +190,8 @@ struct Inner {
     full: AtomicBool,
     /// Whose cursors hold events back; `None`: those of every handler ever met.
     active: Mutex<Option<Vec<HandlerName>>>,
+    /// The last segment that was dropped. Held while one is being dropped.
+    dropped: tokio::sync::Mutex<u32>,
     stop: watch::Sender<bool>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     /// Held as long as the store is open.

@@ -13,7 +13,7 @@ use super::index::rebuild::{self, LogState, OpenIndex};
 use super::indexer::{Indexer, IndexerCore, Shared};
 use super::log::{Appender, AppenderCore, Limits, LogOptions, LogReader, LogWriter, Priority};
 use super::record::{Record, encode};
-use super::{Home, Inner, OpenError, Progress, Store, StoreOptions, files};
+use super::{Home, Inner, OpenError, Progress, Store, StoreOptions, files, retention};
 use crate::clock::{Clock, Timeline};
 use crate::config::Retention;
 use crate::delivery::Seq;
@@ -107,7 +107,7 @@ impl Store {
             .name("index".to_owned())
             .spawn(move || indexer.run())
             .map_err(|e| other(&e))?;
-        Ok(Store {
+        let store = Store {
             inner: Arc::new(Inner {
                 options,
                 disk,
@@ -119,11 +119,15 @@ impl Store {
                 index,
                 full: AtomicBool::new(false),
                 active: Mutex::new(None),
+                dropped: tokio::sync::Mutex::new(0),
                 stop,
                 threads: Mutex::new(vec![indexing]),
                 _lock: lock,
             }),
-        })
+        };
+        let keeper = retention::spawn(&store).map_err(|e| other(&e))?;
+        store.threads().push(keeper);
+        Ok(store)
     }
 
     /// Opens a store that nobody runs on for reading: nothing is changed, appends answer `Closed`.
@@ -179,6 +183,7 @@ impl Store {
                 index: Arc::new(shared),
                 full: AtomicBool::new(false),
                 active: Mutex::new(None),
+                dropped: tokio::sync::Mutex::new(0),
                 stop: watch::Sender::new(false),
                 threads: Mutex::default(),
                 _lock: lock,

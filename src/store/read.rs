@@ -7,7 +7,8 @@ use std::sync::{MutexGuard, PoisonError};
 use super::index::KvError;
 use super::index::query::View;
 use super::log::LogHealth;
-use super::record::ConflictBody;
+use super::log::{Place, ScanItem};
+use super::record::{self, ConflictBody, Record};
 use super::{EventFilter, EventHead, HandlerStats, Health, Page, Stats, Store};
 use super::{StoredDelivery, StoredEvent, files};
 use crate::clock::Timestamp;
@@ -68,6 +69,47 @@ impl Store {
     pub fn known_handlers(&self) -> Vec<HandlerName> {
         let handlers = self.read(|view| view.handlers()).unwrap_or_default();
         handlers.into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Up to `limit` indexed records from `from` on, whatever their kind, and the position after the last
+    /// one looked at. Reads the log.
+    #[must_use]
+    pub fn records_from(&self, from: Seq, limit: usize) -> (Vec<(Seq, Record)>, Seq) {
+        let applied = self.progress().borrow().applied;
+        let mut found = Vec::new();
+        let mut next = from;
+        if from > applied {
+            return (found, next);
+        }
+        let reader = &self.inner.reader;
+        let start = match self.read(|view| view.place_before(from)).flatten() {
+            Some((before, place)) => {
+                let place: Place = place.into();
+                Some(((place.segment, place.offset), Some(before)))
+            }
+            None => reader.first_position().ok().flatten().map(|position| (position, None)),
+        };
+        let Some((position, before)) = start else { return (found, next) };
+        let mut scan = reader.scan(position, applied);
+        if let Some(before) = before {
+            scan = scan.after(before);
+        }
+        while found.len() < limit {
+            match scan.next() {
+                Ok(Some(ScanItem::Frame(frame))) if frame.seq >= from => {
+                    next = frame.seq + 1;
+                    let record = record::decode(frame.kind, &frame.payload).ok();
+                    found.extend(record.map(|record| (frame.seq, record)));
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return (found, applied + 1),
+                Err(error) => {
+                    tracing::warn!(%error, "could not read the log for the live stream");
+                    return (found, next);
+                }
+            }
+        }
+        (found, next)
     }
 
     // --- what people read ---

@@ -303,3 +303,99 @@ async fn an_import_keeps_everything_and_a_second_one_changes_nothing() {
     assert!(store.next_seq() <= next + 21, "nothing but counts of repeats was logged");
     store.close().await;
 }
+
+/// A store whose log fills several small segments.
+fn small(retention: Retention) -> Store {
+    let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
+    let options = StoreOptions { data_dir: "/data".into(), retention };
+    Store::open_with(disk, options, clock(), Home::Memory(MemoryKv::new())).unwrap()
+}
+
+fn large(id: &str) -> NewEvent {
+    NewEvent { body: vec![b'x'; 64 * 1024].into(), ..event(id) }
+}
+
+#[tokio::test]
+async fn settled_events_go_when_the_disk_budget_is_used_up_and_unsettled_ones_stay() {
+    let store = small(Retention {
+        delivered: None,
+        dead: None,
+        dedup: Duration::MAX,
+        disk_max: 4 * 1024 * 1024,
+    });
+    store.append(Record::HandlerSeen { handler: key(1).handler, from: 1 }).await.unwrap();
+    let mut waiting = 0;
+    for n in 0..80 {
+        let seq = store.append_event(large(&format!("e{n}"))).await.unwrap().seq();
+        if n == 3 {
+            waiting = seq;
+            let due = State::Scheduled { due: Timestamp::MAX };
+            attempt(&store, &key(seq), 1, Outcome::retry("500"), due).await;
+        } else {
+            attempt(&store, &key(seq), 1, Outcome::Delivered, State::Delivered).await;
+        }
+    }
+    settled(&store).await;
+    let before = store.stats();
+    while super::retention::pass(&store).await.unwrap() {}
+    let after = store.stats();
+    assert!(after.log_bytes < before.log_bytes && after.log_bytes <= 3 * 1024 * 1024);
+    assert!(after.events < before.events);
+    let kept = store.stored_event(waiting).unwrap();
+    assert_eq!(kept.event.new.id, "e3");
+    assert_eq!(kept.deliveries[0].attempts.len(), 1, "with its history");
+    assert!(store.find("e0").is_empty());
+    assert!(store.append_event(large("e0")).await.unwrap().is_duplicate(), "still known");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn at_the_disk_budget_with_nothing_settled_events_are_refused() {
+    let store = small(Retention {
+        delivered: None,
+        dead: None,
+        dedup: Duration::MAX,
+        disk_max: 2 * 1024 * 1024,
+    });
+    store.append(Record::HandlerSeen { handler: key(1).handler, from: 1 }).await.unwrap();
+    for n in 0..60 {
+        store.append_event(large(&format!("e{n}"))).await.unwrap();
+    }
+    settled(&store).await;
+    assert_eq!(super::retention::pass(&store).await, Ok(false));
+    assert_eq!(store.append_event(event("x")).await, Err(super::AppendError::Full));
+    assert_eq!(store.stats().health, super::Health::Full);
+    assert_eq!(store.stats().events, 60);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_damaged_store_is_found_out_and_repaired_with_what_is_readable() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let before = filled(&dir).await;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    assert!(super::check::check(&disk, &dir).unwrap().is_sound());
+    let segment = dir.join("log").join(super::check::segment_file(1));
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let needle = br#"{"eventId":"e150"}"#;
+    let found = bytes.windows(needle.len()).position(|w| w == needle).unwrap();
+    bytes[found + 3] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+
+    let report = super::check::check(&disk, &dir).unwrap();
+    assert_eq!(report.damage.len(), 1);
+    let lost = &before[150];
+    assert_eq!((report.damage[0].first, report.damage[0].last), (lost.seq, lost.seq));
+
+    let report = super::repair::repair(&dir).unwrap();
+    assert!(report.kept.is_some_and(|kept| kept.join("log").exists()));
+    assert!(super::check::check(&disk, &dir).unwrap().is_sound());
+    let mut after = reopened(&dir).await;
+    let mut expected = before.clone();
+    expected.remove(150);
+    for e in expected.iter_mut().chain(&mut after) {
+        e.seq = 0;
+    }
+    assert!(after == expected);
+}

@@ -261,8 +261,11 @@ impl Store {
     /// Returns once record `seq` is in the index (or the store is closed).
     pub async fn wait_applied(&self, seq: Seq) {
         let mut progress = self.progress();
-        // An error says that the store is closed.
-        drop(progress.wait_for(|p| p.applied >= seq).await);
+        let mut stop = self.inner.stop.subscribe();
+        tokio::select! {
+            _ = progress.wait_for(|p| p.applied >= seq) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
     }
 }
 

@@ -39,7 +39,9 @@ pub(super) async fn run(shared: Arc<Shared>, mut queue: mpsc::UnboundedReceiver<
                 let state = State::Scheduled { due };
                 let delivery =
                     Delivery { key, generation: 0, attempts: 0, open_attempt: None, state };
-                shared.append(Record::Snapshot { delivery, attempts: vec![] }, still).await;
+                shared
+                    .append(Record::Snapshot { delivery, attempts: vec![], as_of: 0 }, still)
+                    .await;
             }
             Command::Moved { handler, to } => {
                 shared.append(Record::HandlerMoved { handler, to }, still).await;

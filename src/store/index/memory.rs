@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{BATCH_OPS_MAX, Kv, KvError, Pair};
+use super::{BATCH_OPS_MAX, Batch, Kv, KvError, Pair};
 
 #[derive(Default)]
 struct State {
     map: BTreeMap<Vec<u8>, Vec<u8>>,
     /// What undoes each batch since the last flush, oldest first. Only kept where a crash may come.
-    undo: Vec<Vec<(Vec<u8>, Option<Vec<u8>>)>>,
+    undo: Vec<Batch>,
     keeps_undo: bool,
 }
 
@@ -70,7 +70,10 @@ impl MemoryKv {
     }
 }
 
-fn bounds<'a>(from: &'a [u8], to: &'a [u8]) -> Option<(Bound<&'a [u8]>, Bound<&'a [u8]>)> {
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// `None` for an empty range, which a map refuses.
+fn bounds<'a>(from: &'a [u8], to: &'a [u8]) -> Option<Bounds<'a>> {
     (from < to).then_some((Bound::Included(from), Bound::Excluded(to)))
 }
 
@@ -93,7 +96,7 @@ impl Kv for MemoryKv {
         Ok(self.lock().map.range::<[u8], _>(bounds).rev().take(limit).map(owned).collect())
     }
 
-    fn apply(&self, batch: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), KvError> {
+    fn apply(&self, batch: Batch) -> Result<(), KvError> {
         if batch.len() > BATCH_OPS_MAX {
             return Err(KvError(format!("a batch of {} operations", batch.len())));
         }

@@ -19,6 +19,9 @@ pub const BATCH_OPS_MAX: usize = 64;
 
 pub type Pair = (Vec<u8>, Vec<u8>);
 
+/// Keys with their new values; `None` deletes.
+pub type Batch = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
 /// An ordered map of small values with atomic batches.
 pub trait Kv: Send + Sync {
     /// # Errors
@@ -41,7 +44,7 @@ pub trait Kv: Send + Sync {
     ///
     /// # Errors
     /// As `get`.
-    fn apply(&self, batch: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), KvError>;
+    fn apply(&self, batch: Batch) -> Result<(), KvError>;
 
     /// What was applied is out of this process's memory.
     ///

@@ -80,6 +80,26 @@ impl View<'_> {
         Ok((heads, next))
     }
 
+    /// Where a scan has to begin to meet record `from`, and the record before that place.
+    pub fn place_before(&self, from: Seq) -> Result<Option<(Seq, PlaceValue)>> {
+        let (start, _) = keys::family(keys::EVENTS);
+        let mut end = keys::event(from.saturating_add(1));
+        loop {
+            let pairs = self.kv.range_back(&start, &end, CHUNK)?;
+            for (key, value) in &pairs {
+                let entry: EventEntry = keys::from_value(value)?;
+                // A carried event lies far behind its number.
+                if let Some(seq) = keys::last_number(key).filter(|seq| *seq == entry.record) {
+                    return Ok(Some((seq.saturating_sub(1), entry.place)));
+                }
+            }
+            match pairs.last() {
+                Some((key, _)) => end = key.clone(),
+                None => return Ok(None),
+            }
+        }
+    }
+
     pub fn due(
         &self,
         handler: &HandlerName,

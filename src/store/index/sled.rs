@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::{BATCH_OPS_MAX, Kv, KvError, Pair};
+use super::{BATCH_OPS_MAX, Batch, Kv, KvError, Pair};
 
 const OPEN_WITHIN: Duration = Duration::from_secs(20);
 /// A process that was just killed may hold the lock for a moment more.
@@ -133,7 +133,7 @@ impl Kv for SledKv {
         guarded(|| self.db.range(from..to).rev().take(limit).map(|r| r.map(pair)).collect())
     }
 
-    fn apply(&self, batch: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), KvError> {
+    fn apply(&self, batch: Batch) -> Result<(), KvError> {
         if batch.len() > BATCH_OPS_MAX {
             return Err(KvError(format!("index: a batch of {} operations", batch.len())));
         }

@@ -1,0 +1,262 @@
+//! Makes room: drops the oldest segment once nothing in it matters any more, or carries the little that
+//! does to the tail first. Never an event that is not settled.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::index::KvError;
+use super::index::query::View;
+use super::log::{Appender, ScanItem, SegmentInfo};
+use super::record::{self, Record, RepeatRecord};
+use super::{Inner, Store};
+use crate::clock::Timestamp;
+use crate::delivery::{HandlerName, Seq, State};
+use crate::event::{self, DedupKey};
+
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// Keys in one record.
+const KEYS_MAX: usize = 1_000;
+
+/// Starts the thread. It ends when the store is closed or dropped.
+pub fn spawn(store: &Store) -> io::Result<std::thread::JoinHandle<()>> {
+    let inner = Arc::downgrade(&store.inner);
+    let mut stop = store.inner.stop.subscribe();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    std::thread::Builder::new().name("retention".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            while !*stop.borrow() {
+                tokio::select! {
+                    changed = stop.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(CHECK_EVERY) => {
+                        tokio::select! {
+                            () = make_room(&inner) => {}
+                            _ = stop.wait_for(|stop| *stop) => return,
+                        }
+                    }
+                }
+            }
+        });
+    })
+}
+
+async fn make_room(inner: &Weak<Inner>) {
+    while let Some(inner) = inner.upgrade() {
+        match pass(&Store { inner }).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(why) => {
+                tracing::warn!(why, "no segment could be dropped; trying again");
+                return;
+            }
+        }
+    }
+}
+
+/// A duplicate key with the hash of its body and the event's number.
+type KeptKey = (DedupKey, [u8; 8], Seq);
+
+/// What the oldest segment holds.
+#[derive(Default)]
+struct Plan {
+    /// Go on to the tail.
+    kept: Vec<Seq>,
+    kept_bytes: u64,
+    dropped: Vec<KeptKey>,
+    /// Duplicate keys of events dropped earlier: when, and which.
+    keys: Vec<(Timestamp, Vec<KeptKey>)>,
+    /// Conflicting bodies of events that stay.
+    conflicts: Vec<(Seq, RepeatRecord)>,
+    /// There is a settled event that is not old enough to go without need.
+    young: bool,
+}
+
+/// Drops the oldest segment if that is due; tells whether it did.
+pub(super) async fn pass(store: &Store) -> Result<bool, String> {
+    let Some(appender) = &store.inner.appender else { return Ok(false) };
+    let mut last_dropped = store.inner.dropped.lock().await;
+    let retention = &store.inner.options.retention;
+    let mut segments = appender.segments();
+    // The appender's list may lag behind its answer by a moment.
+    segments.retain(|s| s.number > *last_dropped);
+    let log_bytes: u64 = segments.iter().map(|s| s.bytes).sum();
+    // A quarter is left to the index.
+    let budget = retention.disk_max - retention.disk_max / 4;
+    let pressed = log_bytes > budget;
+    if !pressed {
+        store.inner.full.store(false, Ordering::Relaxed);
+    }
+    let oldest = segments.first().filter(|s| s.sealed).copied();
+    let Some(oldest) = oldest.filter(|_| pressed || retention.delivered.is_some()) else {
+        return Ok(false);
+    };
+    let (Some(first), Some(last)) = (oldest.first, oldest.last) else { return Ok(false) };
+    let progress = *store.inner.index.progress().borrow();
+    if !progress.caught_up || progress.applied < last {
+        return Ok(false);
+    }
+    let Some(plan) = store.read(|view| look(store, view, oldest, last)) else { return Ok(false) };
+    if !pressed && (plan.young || plan.kept_bytes > oldest.bytes / 2) {
+        return Ok(false);
+    }
+    if plan.kept_bytes > oldest.bytes / 10 * 9 {
+        store.inner.full.store(log_bytes > retention.disk_max, Ordering::Relaxed);
+        return Ok(false);
+    }
+    carry(store, &plan).await?;
+    let still_settled = store.read(|view| {
+        let mut settled = true;
+        for (_, _, seq) in &plan.dropped {
+            settled &= !is_needed(store, view, *seq)?;
+        }
+        Ok(settled)
+    });
+    if still_settled != Some(true) {
+        // Someone replayed one of them meanwhile.
+        return Ok(false);
+    }
+    let events = plan.dropped.len() as u64;
+    let dropped = Record::Dropped { segment: oldest.number, first, last, events };
+    append_applied(store, dropped).await?;
+    remove(appender, oldest.number).await?;
+    *last_dropped = oldest.number;
+    tracing::info!(segment = oldest.number, events, kept = plan.kept.len(), "dropped a segment");
+    Ok(true)
+}
+
+async fn remove(appender: &Appender, segment: u32) -> Result<(), String> {
+    let removed = appender.remove_segment(segment).await;
+    removed.map_err(|e| format!("segment {segment} cannot be removed: {e:?}"))
+}
+
+fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Result<Plan, KvError> {
+    let log =
+        |e: &dyn std::fmt::Display| tracing::warn!(error = %e, "retention cannot read the log");
+    let retention = &store.inner.options.retention;
+    let now = store.inner.timeline.at(store.inner.clock.now());
+    let mut plan = Plan::default();
+    let mut scan = view.reader.scan((oldest.number, 0), last);
+    loop {
+        let frame = match scan.next() {
+            Ok(Some(ScanItem::Frame(frame))) => frame,
+            Ok(Some(ScanItem::Damage(_))) => continue,
+            Ok(None) => return Ok(plan),
+            Err(e) => {
+                log(&e);
+                plan.young = true;
+                plan.kept_bytes = u64::MAX;
+                return Ok(plan);
+            }
+        };
+        if frame.place.segment != oldest.number {
+            return Ok(plan);
+        }
+        let Ok(record) = record::decode(frame.kind, &frame.payload) else { continue };
+        match record {
+            Record::Event(event) | Record::Carried { event, .. } => {
+                let key = event::dedup_key(&event.source, &event.id);
+                let Some(id) = view.id(&key)? else { continue };
+                let Some(entry) = view.entry(id.seq)?.filter(|e| e.record == frame.seq) else {
+                    continue;
+                };
+                if is_needed(store, view, id.seq)? {
+                    plan.kept.push(id.seq);
+                    plan.kept_bytes += u64::from(frame.place.len);
+                } else {
+                    let age = now.since(entry.time);
+                    plan.young |= retention.delivered.is_none_or(|keep| age < keep);
+                    plan.dropped.push((key, id.body_hash, id.seq));
+                }
+            }
+            Record::Keys { dropped_at, keys } => {
+                let fresh = now.since(dropped_at) < retention.dedup;
+                plan.keys.extend(fresh.then_some((dropped_at, keys)));
+            }
+            Record::Repeat(repeat) if repeat.conflict.is_some() => {
+                let known = view.repeats(repeat.of)?.conflicts;
+                if known.iter().any(|(seq, _)| *seq == frame.seq)
+                    && (is_needed(store, view, repeat.of)?)
+                {
+                    plan.kept_bytes += u64::from(frame.place.len);
+                    plan.conflicts.push((frame.seq, repeat));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Not settled for every handler, or dead and not yet to be forgotten.
+fn is_needed(store: &Store, view: &View<'_>, seq: Seq) -> Result<bool, KvError> {
+    let Some(entry) = view.entry(seq)? else { return Ok(false) };
+    let now = store.inner.timeline.at(store.inner.clock.now());
+    let dead_too = store.inner.options.retention.dead;
+    for delivery in view.deliveries(seq)? {
+        match delivery.state {
+            State::Scheduled { .. } => return Ok(true),
+            State::Dead { .. } if dead_too.is_none_or(|keep| now.since(entry.time) < keep) => {
+                return Ok(true);
+            }
+            _ => {}
+        }
+    }
+    if entry.imported {
+        return Ok(false);
+    }
+    let active: Option<Vec<HandlerName>> = store.active().clone();
+    let waits = |name: &HandlerName| active.as_ref().is_none_or(|a| a.contains(name));
+    let handlers = view.handlers()?;
+    Ok(handlers.iter().any(|(name, h)| waits(name) && h.cursor.is_some_and(|c| c <= seq)))
+}
+
+/// Writes to the tail what must outlive the segment.
+async fn carry(store: &Store, plan: &Plan) -> Result<(), String> {
+    let now = store.inner.timeline.at(store.inner.clock.now());
+    let gone = || "the index is not there".to_owned();
+    append(store, Record::Boot { timeline: store.inner.timeline }).await?;
+    let as_of = store.read(|view| view.applied()).ok_or_else(gone)?;
+    for (handler, h) in store.read(|view| view.handlers()).ok_or_else(gone)? {
+        let (cursor, paused) = (h.cursor, h.paused);
+        append(store, Record::HandlerCarried { handler, cursor, paused, as_of }).await?;
+    }
+    for seq in &plan.kept {
+        let as_of = store.read(|view| view.applied()).ok_or_else(gone)?;
+        let found = store.read(|view| Ok((view.entry(*seq)?, view.stored_event(*seq)?)));
+        let (Some(entry), Some(stored)) = found.ok_or_else(gone)? else {
+            return Err(format!("event {seq} cannot be read"));
+        };
+        let event = stored.event.new.into();
+        let repeats = stored.duplicates;
+        append(store, Record::Carried { seq: *seq, time: entry.time, event, repeats }).await?;
+        for d in stored.deliveries {
+            let (delivery, attempts) = (d.delivery, d.attempts);
+            append(store, Record::Snapshot { delivery, attempts, as_of }).await?;
+        }
+    }
+    for (seq, repeat) in &plan.conflicts {
+        let repeat = RepeatRecord { carried_from: Some(*seq), ..repeat.clone() };
+        append(store, Record::Repeat(repeat)).await?;
+    }
+    for (dropped_at, keys) in &plan.keys {
+        let (dropped_at, keys) = (*dropped_at, keys.clone());
+        append(store, Record::Keys { dropped_at, keys }).await?;
+    }
+    for keys in plan.dropped.chunks(KEYS_MAX) {
+        append(store, Record::Keys { dropped_at: now, keys: keys.to_vec() }).await?;
+    }
+    append_applied(store, Record::Boot { timeline: store.inner.timeline }).await
+}
+
+async fn append(store: &Store, record: Record) -> Result<(), String> {
+    let appended = store.append(record).await;
+    appended.map(drop).map_err(|e| format!("the log takes nothing: {e:?}"))
+}
+
+/// Durable and in the index on return.
+async fn append_applied(store: &Store, record: Record) -> Result<(), String> {
+    let receipt = store.append_durable(record).await;
+    let seq = receipt.map_err(|e| format!("the log takes nothing: {e:?}"))?.seq();
+    store.wait_applied(seq).await;
+    Ok(())
+}
