@@ -7,7 +7,7 @@ mod append;
 pub mod check;
 pub mod dedup;
 pub mod disk;
-mod files;
+pub mod files;
 pub mod index;
 pub mod indexer;
 pub mod log;
