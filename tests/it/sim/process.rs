@@ -56,9 +56,17 @@ pub struct Outside {
     pub sabotage: Sabotage,
     /// The end of the story: nothing fails any more.
     pub calm: bool,
+    /// Tell what happens, on standard error.
+    pub tells: bool,
 }
 
 impl Outside {
+    pub fn tell(&self, what: impl FnOnce() -> String) {
+        if self.tells {
+            eprintln!("{} {}", self.clock.now().boot_ms, what());
+        }
+    }
+
     /// Reads past the faults that are in force.
     pub fn reader(&self) -> LogReader {
         LogReader::new(Arc::new(self.memory.clone()), &files::log_dir(&data_dir()))
@@ -265,6 +273,9 @@ impl Process {
         let mut requests = Vec::new();
         for waiting in self.queue.drain(..count) {
             waiting.ran_in.set(epoch);
+            if let Request::Append { kind, payload, .. } = &waiting.request {
+                out.tell(|| format!("  append {:?}", bluehook::store::record::decode(*kind, payload)));
+            }
             requests.push(waiting.request);
         }
         self.core.run_batch(self.timeline.at(out.clock.now()), requests);
@@ -282,6 +293,7 @@ impl Process {
 
     fn note_reopening(&mut self, epoch: u64, out: &mut Outside) -> Check {
         let log = self.log.borrow().clone();
+        out.tell(|| format!("    {log:?}"));
         if log.epoch != epoch {
             self.replayer.reopened(epoch, log.durable);
             out.model.mark_lost(&Model::read_log(&out.reader(), log.durable)?);

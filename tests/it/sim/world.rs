@@ -102,6 +102,7 @@ impl World {
                 handlers,
                 sabotage,
                 calm: false,
+                tells: std::env::var("BLUEHOOK_SEED").is_ok(),
             },
             policy: Policy {
                 header: "x-bluereplies-signature".to_owned(),
@@ -138,7 +139,9 @@ impl World {
     }
 
     fn act(&mut self) -> Check {
-        match self.out.rng.u8(0..100) {
+        let action = self.out.rng.u8(0..100);
+        self.out.tell(|| format!("action {action}"));
+        match action {
             0..22 => {
                 for _ in 0..self.out.rng.usize(1..5) {
                     self.send()?;
@@ -331,6 +334,7 @@ impl World {
     }
 
     fn end_process(&mut self) {
+        self.out.tell(|| "  the process dies".to_owned());
         if let Some(process) = self.process.take() {
             process.die(&mut self.out);
         }
@@ -343,6 +347,7 @@ impl World {
     }
 
     fn lose_power(&mut self) {
+        self.out.tell(|| "  the power goes".to_owned());
         self.power_cuts += 1;
         self.out.memory.clone().crash(&mut self.out.rng);
         self.forget_index_after(0);
@@ -378,6 +383,7 @@ impl World {
                 Opened::Running(process) => {
                     self.process = Some(process);
                     self.check_recovery()?;
+                    self.out.tell(|| format!("  started {:?}", self.process.as_ref().map(|p| p.durable())));
                     if self.out.calm || !self.chance(40) {
                         return Ok(());
                     }
