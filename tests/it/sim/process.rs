@@ -179,7 +179,10 @@ impl Process {
         }
         let reader = LogReader::new(disk.clone(), &log_dir);
         let now = out.clock.now();
-        let before = files::read_timeline(&**disk, &dir);
+        let before = match files::read_timeline(&**disk, &dir) {
+            Ok(before) => before,
+            Err(e) => return Ok(Opened::Refused(format!("{e:?}"))),
+        };
         let timeline = Timeline::resume(before, report.high_water, now);
         if before != Some(timeline)
             && let Err(e) = files::write_timeline(&**disk, &dir, timeline)
@@ -274,7 +277,9 @@ impl Process {
         for waiting in self.queue.drain(..count) {
             waiting.ran_in.set(epoch);
             if let Request::Append { kind, payload, .. } = &waiting.request {
-                out.tell(|| format!("  append {:?}", bluehook::store::record::decode(*kind, payload)));
+                out.tell(|| {
+                    format!("  append {:?}", bluehook::store::record::decode(*kind, payload))
+                });
             }
             requests.push(waiting.request);
         }

@@ -383,7 +383,9 @@ impl World {
                 Opened::Running(process) => {
                     self.process = Some(process);
                     self.check_recovery()?;
-                    self.out.tell(|| format!("  started {:?}", self.process.as_ref().map(|p| p.durable())));
+                    self.out.tell(|| {
+                        format!("  started {:?}", self.process.as_ref().map(|p| p.durable()))
+                    });
                     if self.out.calm || !self.chance(40) {
                         return Ok(());
                     }
