@@ -398,10 +398,6 @@ impl Runner {
 }
 
 impl Shared {
-    fn epoch(&self) -> u64 {
-        self.progress.borrow().epoch
-    }
-
     async fn send(&self, input: Input) {
         let _ = self.inbox.send(Message::Input(input)).await;
     }
@@ -415,12 +411,16 @@ impl Shared {
     ) -> Option<(Seq, Option<u64>)> {
         let mut back_off = BACK_OFF_MIN;
         loop {
-            let epoch = self.epoch();
+            let Progress { epoch, log_epoch, .. } = *self.progress.borrow();
             if !still(epoch) {
                 return None;
             }
-            match self.store.append(record.clone()).await {
-                Ok(seq) => return Some((seq, (self.epoch() == epoch).then_some(epoch))),
+            // Not in another epoch of the log than the one heard of: what was logged before may be gone.
+            match self.store.append_in(log_epoch, record.clone()).await {
+                Ok(seq) => {
+                    let now = self.progress.borrow().epoch;
+                    return Some((seq, (now == epoch).then_some(epoch)));
+                }
                 Err(AppendError::Closed) => return None,
                 Err(AppendError::Full | AppendError::Failed | AppendError::Busy) => {
                     tokio::time::sleep(back_off).await;

@@ -160,7 +160,8 @@ impl Store {
         while core.applied() < last {
             core.advance(last, READ_STEP).map_err(|e| other(e.to_string()))?;
         }
-        let progress = Progress { epoch: 0, durable: last, applied: last, caught_up: true };
+        let progress =
+            Progress { durable: last, applied: last, caught_up: true, ..Progress::default() };
         let shared = Shared::new(progress, core.take_damage());
         shared.set_kv(Some(kv));
         Ok(Store {

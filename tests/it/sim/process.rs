@@ -240,21 +240,25 @@ impl Process {
 
     // --- the appender ---
 
-    fn push(&mut self, request: impl FnOnce() -> Request) -> Rc<Cell<u64>> {
+    fn push(&mut self, record: &Record, priority: Priority, done: Done) -> Rc<Cell<u64>> {
         let ran_in = Rc::new(Cell::new(0));
-        self.queue.push_back(Waiting { request: request(), ran_in: ran_in.clone() });
+        let (kind, payload) = encode(record);
+        let request = Request::Append { kind, payload, priority, done };
+        self.queue.push_back(Waiting { request, ran_in: ran_in.clone() });
         ran_in
     }
 
-    pub fn submit(
-        &mut self,
-        record: &Record,
-        priority: Priority,
-    ) -> Ticket<Result<Seq, AppendError>> {
-        let (kind, payload) = encode(record);
+    fn submit(&mut self, record: &Record, priority: Priority) -> Ticket<Result<Seq, AppendError>> {
         let (tell, answer) = oneshot::channel();
-        let done = Done::Written(tell);
-        let ran_in = self.push(|| Request::Append { kind, payload, priority, done });
+        let ran_in = self.push(record, priority, Done::Written(tell));
+        Ticket { answer, ran_in }
+    }
+
+    /// As `Store::append_in`: for the replayer.
+    pub fn submit_in(&mut self, record: &Record) -> Ticket<Result<Seq, AppendError>> {
+        let (tell, answer) = oneshot::channel();
+        let done = Done::WrittenIn(self.progress.log_epoch, tell);
+        let ran_in = self.push(record, Priority::Bookkeeping, done);
         Ticket { answer, ran_in }
     }
 
@@ -263,10 +267,8 @@ impl Process {
         record: &Record,
         priority: Priority,
     ) -> Ticket<Result<Receipt, AppendError>> {
-        let (kind, payload) = encode(record);
         let (tell, answer) = oneshot::channel();
-        let done = Done::Durable(tell);
-        let ran_in = self.push(|| Request::Append { kind, payload, priority, done });
+        let ran_in = self.push(record, priority, Done::Durable(tell));
         Ticket { answer, ran_in }
     }
 
@@ -458,7 +460,9 @@ impl Process {
         }
         let applied = index.applied();
         let caught_up = applied >= self.target;
-        self.progress = Progress { epoch: log.epoch, durable: log.durable, applied, caught_up };
+        let epoch = log.epoch;
+        self.progress =
+            Progress { epoch, log_epoch: epoch, durable: log.durable, applied, caught_up };
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use bluehook::config::{Order, Start};
 use bluehook::delivery::{
     Attempt, Delivery, DeliveryKey, Generation, HandlerName, Outcome, Seq, State,
 };
-use bluehook::replay::planner::{Command, Found, HandlerPlan, Head, Input, Planner};
+use bluehook::replay::planner::{Command, DUE_POLL_MS, Found, HandlerPlan, Head, Input, Planner};
 use bluehook::store::index::query::View;
 use bluehook::store::log::{Priority, Receipt};
 use bluehook::store::record::Record;
@@ -77,6 +77,8 @@ struct Queue {
 }
 
 struct Writing {
+    /// The event could not be read.
+    missing: bool,
     ticket: Ticket<Result<Seq, AppendError>>,
     asked_at: Timestamp,
 }
@@ -301,7 +303,7 @@ impl Process {
     pub fn replay(&mut self, work: Work, out: &mut Outside) -> Check {
         match work {
             Work::Tell => {
-                let Progress { epoch, durable, applied, caught_up } = self.progress;
+                let Progress { epoch, durable, applied, caught_up, .. } = self.progress;
                 self.replayer.told = self.progress;
                 self.replayer.epoch = epoch;
                 let applied = if out.sabotage == Sabotage::NoFences { durable } else { applied };
@@ -346,7 +348,7 @@ impl Process {
                 } else {
                     let from = self.first_event(handler, out);
                     let record = Record::HandlerSeen { handler: handler.clone(), from };
-                    question.introducing = Some(self.submit(&record, Priority::Bookkeeping));
+                    question.introducing = Some(self.submit_in(&record));
                 }
                 self.replayer.questions.push(question);
                 return;
@@ -434,9 +436,10 @@ impl Process {
         let Some(mut writing) = queue.writing.take() else {
             if is_current && self.is_wanted(&command, out) {
                 let record = begins(&command);
-                let ticket = self.submit(&record, Priority::Bookkeeping);
+                let ticket = self.submit_in(&record);
                 let asked_at = self.now(out);
-                self.replayer.queues[n].writing = Some(Writing { ticket, asked_at });
+                let missing = self.is_missing(&command);
+                self.replayer.queues[n].writing = Some(Writing { missing, ticket, asked_at });
             } else {
                 self.give_up(n);
             }
@@ -446,10 +449,8 @@ impl Process {
             Some(Ok(start)) => {
                 queue.items.pop_front();
                 if let Command::Start { key, generation, number, .. } = command {
-                    let missing =
-                        self.read(|view| view.event(key.event).ok().flatten()).flatten().is_none();
                     let ran_in = writing.ticket.ran_in();
-                    let asked_at = writing.asked_at;
+                    let (asked_at, missing) = (writing.asked_at, writing.missing);
                     let launch =
                         Launch { key, generation, number, asked_at, start, ran_in, missing };
                     self.replayer.inbox.push_back(Message::Launch(launch));
@@ -458,6 +459,11 @@ impl Process {
             Some(Err(_)) if is_current => queue.retry_at = boot_ms + BACK_OFF_MS,
             _ => self.give_up(n),
         }
+    }
+
+    fn is_missing(&self, command: &Command) -> bool {
+        let Command::Start { key, .. } = command else { return false };
+        self.read(|view| view.event(key.event).ok().flatten()).flatten().is_none()
     }
 
     fn give_up(&mut self, n: usize) {
@@ -546,7 +552,7 @@ impl Process {
         let Some(ticket) = &mut settling.ticket else {
             settling.epoch = published;
             let record = settling.record.clone();
-            let ticket = self.submit(&record, Priority::Bookkeeping);
+            let ticket = self.submit_in(&record);
             self.replayer.settling[n].ticket = Some(ticket);
             return;
         };
@@ -565,7 +571,7 @@ impl Process {
 
     /// I11: whatever other handlers are up to, what is due runs.
     pub fn nothing_due_waits(&self, out: &Outside) -> Check {
-        let poll_ago = Timestamp(self.now(out).0 - 1_000);
+        let poll_ago = Timestamp(self.now(out).0 - DUE_POLL_MS);
         for snapshot in self.replayer.planner.snapshot() {
             let Some(handler) = out.handlers.iter().find(|h| h.plan.name == snapshot.name) else {
                 continue;

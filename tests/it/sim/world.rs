@@ -8,7 +8,7 @@ use bluehook::clock::{Clock, TestClock, Timestamp};
 use bluehook::config::{Order, Rate, Start};
 use bluehook::delivery::{DeliveryKey, HandlerName};
 use bluehook::event::{Envelope, NewEvent};
-use bluehook::replay::planner::{HandlerPlan, Input};
+use bluehook::replay::planner::{DUE_POLL_MS, HandlerPlan, Input};
 use bluehook::schedule::Schedule;
 use bluehook::signature::{Policy, Scheme, Secret, sign_hex, verify};
 use bluehook::store::disk::{Call, Disk, Fault, FaultDisk, MemDisk};
@@ -202,17 +202,27 @@ impl World {
         Ok(())
     }
 
-    /// Until nothing is left to do at this moment.
     fn come_to_rest(&mut self) -> Check {
-        let Some(process) = &mut self.process else { return Ok(()) };
-        let max = if self.trouble { 500 } else { STEPS_MAX };
-        for _ in 0..max {
+        if !self.rest()? {
+            return Ok(());
+        }
+        // What others made due is found within one look at the index.
+        self.advance(DUE_POLL_MS);
+        if !self.rest()? {
+            return Ok(());
+        }
+        self.process.as_ref().map_or(Ok(()), |process| process.nothing_due_waits(&self.out))
+    }
+
+    /// Until nothing is left to do at this moment. False where the disk does not allow it.
+    fn rest(&mut self) -> Result<bool, String> {
+        let Some(process) = &mut self.process else { return Ok(false) };
+        for _ in 0..if self.trouble { 500 } else { STEPS_MAX } {
             if !process.step(&mut self.out)? {
-                let calm = !self.trouble && process.is_healthy();
-                return if calm { process.nothing_due_waits(&self.out) } else { Ok(()) };
+                return Ok(!self.trouble && process.is_healthy());
             }
         }
-        if self.trouble { Ok(()) } else { Err("it does not come to rest".to_owned()) }
+        if self.trouble { Ok(false) } else { Err("it does not come to rest".to_owned()) }
     }
 
     // --- senders ---
