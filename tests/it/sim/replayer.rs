@@ -137,7 +137,7 @@ pub struct Replayer {
     queues: Vec<Queue>,
     questions: Vec<Question>,
     settling: Vec<Settling>,
-    admin: Vec<Admin>,
+    admin: VecDeque<Admin>,
     inbox: VecDeque<Message>,
     running: Vec<Running>,
     ticked_at: Timestamp,
@@ -153,7 +153,7 @@ pub enum Work {
     Question(usize),
     Queue(usize),
     Settling(usize),
-    Admin(usize),
+    Admin,
     Finish(usize),
 }
 
@@ -167,7 +167,7 @@ impl Replayer {
             queues: Vec::new(),
             questions: Vec::new(),
             settling: Vec::new(),
-            admin: Vec::new(),
+            admin: VecDeque::new(),
             inbox: VecDeque::new(),
             running: Vec::new(),
             ticked_at: Timestamp::ZERO,
@@ -191,6 +191,9 @@ impl Replayer {
         if !self.inbox.is_empty() {
             work.push(Work::Inbox);
         }
+        if self.admin.front().is_some_and(|a| a.ticket.is_ready()) {
+            work.push(Work::Admin);
+        }
         let mut list = |make: fn(usize) -> Work, ready: Vec<bool>| {
             work.extend(ready.iter().enumerate().filter(|(_, r)| **r).map(|(n, _)| make(n)));
         };
@@ -207,7 +210,6 @@ impl Replayer {
         list(Work::Queue, self.queues.iter().map(ready).collect());
         let ready = |s: &Settling| is_ready(&s.ticket, s.retry_at);
         list(Work::Settling, self.settling.iter().map(ready).collect());
-        list(Work::Admin, self.admin.iter().map(|a| a.ticket.is_ready()).collect());
         let ready = |r: &Running| r.ends_at_boot_ms <= boot_ms;
         list(Work::Finish, self.running.iter().map(ready).collect());
         work
@@ -253,7 +255,7 @@ impl Process {
 
     pub fn administer(&mut self, record: &Record, then: Input) {
         let ticket = self.submit_durable(record, Priority::Bookkeeping);
-        self.replayer.admin.push(Admin { ticket, then });
+        self.replayer.admin.push_back(Admin { ticket, then });
     }
 
     pub fn set_paused(&mut self, handler: HandlerName, paused: bool) {
@@ -264,7 +266,9 @@ impl Process {
 
     fn plan(&mut self, input: Input, out: &Outside) {
         let now = self.now(out);
+        out.tell(|| format!("  heard {input:?}"));
         for command in self.replayer.planner.step(input, now) {
+            out.tell(|| format!("    says {command:?}"));
             self.execute(command);
         }
     }
@@ -313,17 +317,23 @@ impl Process {
                 self.replayer.ticked_at = self.now(out);
                 self.plan(Input::Tick, out);
             }
-            Work::Inbox => match self.replayer.inbox.pop_front() {
-                Some(Message::Input(input)) => self.plan(input, out),
-                Some(Message::Launch(launch)) => self.launch(launch, out)?,
-                None => {}
-            },
+            Work::Inbox => {
+                if self.progress.epoch != self.replayer.epoch {
+                    self.replay(Work::Tell, out)?;
+                }
+                match self.replayer.inbox.pop_front() {
+                    Some(Message::Input(input)) => self.plan(input, out),
+                    Some(Message::Launch(launch)) => self.launch(launch, out)?,
+                    None => {}
+                }
+            }
             Work::Question(n) => self.question(n, out),
             Work::Queue(n) => self.begin(n, out),
             Work::Settling(n) => self.settle(n, out),
-            Work::Admin(n) => {
-                let Admin { mut ticket, then } = self.replayer.admin.swap_remove(n);
-                if let Some(Ok(_)) = ticket.take() {
+            Work::Admin => {
+                if let Some(Admin { mut ticket, then }) = self.replayer.admin.pop_front()
+                    && let Some(Ok(_)) = ticket.take()
+                {
                     self.plan(then, out);
                 }
             }
@@ -511,8 +521,8 @@ impl Process {
             outcome: None,
             lost: self.replayer.reopenings.iter().any(gone),
         };
-        let (reader, written) = (out.reader(), self.next_seq() - 1);
-        out.model.launched(run, &handler.plan, || Model::read_log(&reader, written))?;
+        let (reader, durable) = (out.reader(), self.durable());
+        out.model.launched(run, &handler.plan, || Model::read_log(&reader, durable))?;
         let (took, outcome) = if missing {
             (0, Outcome::retry("the event could not be read"))
         } else {
