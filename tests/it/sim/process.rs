@@ -25,8 +25,9 @@ use bluehook::store::record::{ConflictBody, EventRecord, Record, RepeatRecord, e
 use bluehook::store::{AppendError, Home, Progress, Store, files};
 use tokio::sync::{oneshot, watch};
 
+use super::handlers::SimHandler;
 use super::model::{Acked, Check, Model};
-use super::replayer::{Replayer, SimHandler};
+use super::replayer::Replayer;
 
 /// Small, so that a history of a few hundred records goes over several segments.
 const SEGMENT_BYTES: u32 = 12 * 1024;
@@ -40,8 +41,8 @@ pub enum Sabotage {
     SyncLies,
     /// 200 as soon as the event is written.
     EarlyReceipts,
-    /// The index takes in what is not durable.
-    EagerIndex,
+    /// What the replayer decided is logged even after records that it rests on are gone.
+    AnyEpoch,
     /// The planner believes the index to be up to date always, and starts are not checked against it.
     NoFences,
 }
@@ -255,7 +256,14 @@ impl Process {
     }
 
     /// As `Store::append_in`: for the replayer.
-    pub fn submit_in(&mut self, record: &Record) -> Ticket<Result<Seq, AppendError>> {
+    pub fn submit_in(
+        &mut self,
+        record: &Record,
+        out: &Outside,
+    ) -> Ticket<Result<Seq, AppendError>> {
+        if out.sabotage == Sabotage::AnyEpoch {
+            return self.submit(record, Priority::Bookkeeping);
+        }
         let (tell, answer) = oneshot::channel();
         let done = Done::WrittenIn(self.progress.log_epoch, tell);
         let ran_in = self.push(record, Priority::Bookkeeping, done);
@@ -443,15 +451,11 @@ impl Process {
             }
             return Ok(());
         };
-        let eager = out.sabotage == Sabotage::EagerIndex;
-        let upto = if eager { log.written } else { log.durable };
-        match index.advance(upto, out.rng.usize(1..40)) {
+        match index.advance(log.durable, out.rng.usize(1..40)) {
             Ok(()) | Err(Fault::Log(_)) => {}
             Err(Fault::Index(e)) => return Err(format!("the index broke: {e}")),
         }
-        if let Some(damage) = index.take_damage().first()
-            && !eager
-        {
+        if let Some(damage) = index.take_damage().first() {
             return Err(format!("I10: the index met {damage:?}"));
         }
         self.dedup.applied(index.take_written_keys());

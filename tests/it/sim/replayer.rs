@@ -8,61 +8,17 @@ use bluehook::config::{Order, Start};
 use bluehook::delivery::{
     Attempt, Delivery, DeliveryKey, Generation, HandlerName, Outcome, Seq, State,
 };
-use bluehook::replay::planner::{Command, DUE_POLL_MS, Found, HandlerPlan, Head, Input, Planner};
-use bluehook::store::index::query::View;
+use bluehook::replay::planner::{Command, DUE_POLL_MS, Found, Head, Input, Planner};
 use bluehook::store::log::{Priority, Receipt};
 use bluehook::store::record::Record;
 use bluehook::store::{AppendError, Progress};
 
+use super::handlers::SimHandler;
 use super::model::{Check, Model, Run};
 use super::process::{Outside, Process, Sabotage, Ticket};
 
 const BACK_OFF_MS: i64 = 50;
 const UNSETTLED_MAX: usize = 200_000;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Temper {
-    Good,
-    Flaky,
-    /// Never ends before its deadline.
-    Hanging,
-    Rejecting,
-}
-
-pub struct SimHandler {
-    pub plan: HandlerPlan,
-    pub start: Start,
-    pub timeout_ms: i64,
-    pub temper: Temper,
-    /// The events it wants; all where `None`.
-    pub kind: Option<&'static str>,
-    pub configured: bool,
-}
-
-impl SimHandler {
-    /// How long a run takes, and what comes of it.
-    fn run(&self, rng: &mut fastrand::Rng, calm: bool) -> (i64, Outcome) {
-        let retry = Outcome::retry("500");
-        match self.temper {
-            _ if calm => (rng.i64(0..20), Outcome::Delivered),
-            Temper::Good => (rng.i64(0..50), Outcome::Delivered),
-            Temper::Hanging => (self.timeout_ms, Outcome::retry("no end within its deadline")),
-            Temper::Rejecting if rng.bool() => (rng.i64(0..50), Outcome::reject("410")),
-            Temper::Rejecting => (rng.i64(0..50), Outcome::Delivered),
-            Temper::Flaky => {
-                let took = rng.i64(0..3_000);
-                match rng.u8(0..10) {
-                    0..4 => (took, Outcome::Delivered),
-                    4..6 => {
-                        let after_ms = Some(rng.u64(0..5_000_000));
-                        (took, Outcome::Retry { reason: "429".to_owned(), after_ms })
-                    }
-                    _ => (took, retry),
-                }
-            }
-        }
-    }
-}
 
 /// The records that begin something, of one handler, one after the other.
 struct Queue {
@@ -358,7 +314,7 @@ impl Process {
                 } else {
                     let from = self.first_event(handler, out);
                     let record = Record::HandlerSeen { handler: handler.clone(), from };
-                    question.introducing = Some(self.submit_in(&record));
+                    question.introducing = Some(self.submit_in(&record, out));
                 }
                 self.replayer.questions.push(question);
                 return;
@@ -426,13 +382,15 @@ impl Process {
     }
 
     fn with_conversations(&self, deliveries: Vec<Delivery>, wanted: bool) -> Vec<Found> {
-        let conversation = |view: &View<'_>, event| view.entry(event).ok()??.conversation;
         let found = |delivery: Delivery| {
-            let event = delivery.key.event;
-            let known = self.read(|view| conversation(view, event)).flatten();
-            Found { delivery, conversation: known.filter(|_| wanted) }
+            let conversation = self.conversation(delivery.key.event).filter(|_| wanted);
+            Found { delivery, conversation }
         };
         deliveries.into_iter().map(found).collect()
+    }
+
+    fn conversation(&self, event: Seq) -> Option<u64> {
+        self.read(|view| view.entry(event).ok().flatten()).flatten()?.conversation
     }
 
     // --- starts, one handler's one after the other ---
@@ -446,7 +404,7 @@ impl Process {
         let Some(mut writing) = queue.writing.take() else {
             if is_current && self.is_wanted(&command, out) {
                 let record = begins(&command);
-                let ticket = self.submit_in(&record);
+                let ticket = self.submit_in(&record, out);
                 let asked_at = self.now(out);
                 let missing = self.is_missing(&command);
                 self.replayer.queues[n].writing = Some(Writing { missing, ticket, asked_at });
@@ -521,6 +479,9 @@ impl Process {
             outcome: None,
             lost: self.replayer.reopenings.iter().any(gone),
         };
+        if let Some(other) = self.in_the_way(&key, handler.plan.order) {
+            return Err(format!("order: {key:?} starts while {other:?} runs"));
+        }
         let (reader, durable) = (out.reader(), self.durable());
         out.model.launched(run, &handler.plan, || Model::read_log(&reader, durable))?;
         let (took, outcome) = if missing {
@@ -537,6 +498,18 @@ impl Process {
             outcome,
         });
         Ok(())
+    }
+
+    /// What must have ended before this one may run.
+    fn in_the_way(&self, key: &DeliveryKey, order: Order) -> Option<DeliveryKey> {
+        let lane = |event| match order {
+            Order::None => None,
+            Order::Conversation => self.conversation(event),
+            Order::Log => Some(0),
+        };
+        let mine = lane(key.event)?;
+        let same = |r: &&Running| r.key.handler == key.handler && lane(r.key.event) == Some(mine);
+        self.replayer.running.iter().find(same).map(|r| r.key.clone())
     }
 
     fn finish(&mut self, n: usize, out: &mut Outside) {
@@ -562,7 +535,7 @@ impl Process {
         let Some(ticket) = &mut settling.ticket else {
             settling.epoch = published;
             let record = settling.record.clone();
-            let ticket = self.submit_in(&record);
+            let ticket = self.submit_in(&record, out);
             self.replayer.settling[n].ticket = Some(ticket);
             return;
         };

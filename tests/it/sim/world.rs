@@ -5,20 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bluehook::clock::{Clock, TestClock, Timestamp};
-use bluehook::config::{Order, Rate, Start};
 use bluehook::delivery::{DeliveryKey, HandlerName};
 use bluehook::event::{Envelope, NewEvent};
-use bluehook::replay::planner::{DUE_POLL_MS, HandlerPlan, Input};
-use bluehook::schedule::Schedule;
+use bluehook::replay::planner::{DUE_POLL_MS, Input};
 use bluehook::signature::{Policy, Scheme, Secret, sign_hex, verify};
 use bluehook::store::disk::{Call, Disk, Fault, FaultDisk, MemDisk};
 use bluehook::store::index::memory::MemoryKv;
 use bluehook::store::index::query::View;
 use bluehook::store::record::Record;
 
-use super::model::{Check, Model, SECRET, Wanted};
+use super::handlers::{KINDS, SimHandler, handlers};
+use super::model::{Check, Logged, Model, SECRET, Wanted};
 use super::process::{Opened, Outside, Process, RESERVE_BYTES, Sabotage, data_dir};
-use super::replayer::{SimHandler, Temper};
 
 /// 2026-09-21.
 const BEGINNING: Timestamp = Timestamp(1_790_000_000_000);
@@ -26,7 +24,6 @@ const YEAR_MS: i64 = 365 * 86_400_000;
 const ACTIONS: usize = 60;
 /// More than any moment has to do.
 const STEPS_MAX: usize = 30_000;
-const KINDS: [&str; 2] = ["message.received", "message.read"];
 
 pub struct World {
     fault: FaultDisk,
@@ -39,46 +36,6 @@ pub struct World {
     policy: Policy,
     ids: usize,
     pub power_cuts: usize,
-}
-
-fn handler(name: &str, temper: Temper, order: Order) -> SimHandler {
-    SimHandler {
-        plan: HandlerPlan {
-            name: HandlerName::new(name).unwrap(),
-            order,
-            concurrency: 4,
-            rate: None,
-            schedule: Schedule::default(),
-        },
-        start: Start::Beginning,
-        timeout_ms: 30_000,
-        temper,
-        kind: None,
-        configured: true,
-    }
-}
-
-fn handlers(rng: &mut fastrand::Rng) -> Vec<SimHandler> {
-    let mut all = vec![
-        handler("good", Temper::Good, Order::None),
-        handler("flaky", Temper::Flaky, Order::None),
-        handler("hanging", Temper::Hanging, Order::None),
-        handler("talk", Temper::Flaky, Order::Conversation),
-        handler("strict", Temper::Rejecting, Order::Log),
-        handler("late", Temper::Good, Order::None),
-    ];
-    all[1].kind = Some(KINDS[0]);
-    all[1].plan.schedule = Schedule::new([0, 1, 5].map(Duration::from_secs).to_vec(), 0.5).unwrap();
-    all[2].plan.concurrency = 1;
-    all[3].plan.schedule = Schedule::new([0, 2].map(Duration::from_secs).to_vec(), 0.0).unwrap();
-    all[5].start = Start::Now;
-    all[5].configured = false;
-    all[5].plan.rate = Some(Rate { count: 5, per: Duration::from_secs(1) });
-    // Histories with fewer handlers go further with their events.
-    for n in [1, 2, 3, 4] {
-        all[n].configured = rng.u8(..) < 160;
-    }
-    all
 }
 
 impl World {
@@ -211,7 +168,10 @@ impl World {
         if !self.rest()? {
             return Ok(());
         }
-        self.process.as_ref().map_or(Ok(()), |process| process.nothing_due_waits(&self.out))
+        if let Some(process) = &self.process {
+            process.nothing_due_waits(&self.out)?;
+        }
+        if self.chance(100) { self.check_index().map(|_| ()) } else { Ok(()) }
     }
 
     /// Until nothing is left to do at this moment. False where the disk does not allow it.
@@ -516,6 +476,8 @@ impl World {
         if self.chance(128) {
             self.cut_power()?;
         }
+        // A log that was broken is reopened.
+        self.rest()?;
         let process = self.process.as_mut().ok_or("it does not run")?;
         process.configure(&self.out);
         for n in 0..self.out.handlers.len() {
@@ -532,27 +494,31 @@ impl World {
             self.advance(next.unwrap_or(1_100));
         }
         self.check_everything()?;
-        self.out.calm = true;
         self.cut_power()?;
         self.come_to_rest()?;
         self.check_everything()
     }
 
     fn check_everything(&mut self) -> Check {
-        let reader = self.out.reader();
-        let process = self.process.as_ref().ok_or("it does not run")?;
-        let log = Model::read_log(&reader, process.durable())?;
-        let model = &self.out.model;
-        model.audit_log(&log)?;
-        if process.applied() != process.durable() {
-            return Err("the index does not catch up".to_owned());
-        }
-        let view = View { kv: &self.kv, reader: &reader };
-        model.audit_index(&view, &log)?;
-        process.compare_with_rebuilt(&reader)?;
+        let log = self.check_index()?;
+        let view = View { kv: &self.kv, reader: &self.out.reader() };
         let wanted: Vec<Wanted> = (self.out.handlers.iter())
             .map(|h| Wanted { handler: h.plan.name.clone(), kind: h.kind })
             .collect();
-        model.is_settled(&view, &log, &wanted)
+        self.out.model.is_settled(&view, &log, &wanted)
+    }
+
+    /// Once it has nothing to do, the index is what the log makes it.
+    fn check_index(&mut self) -> Result<Vec<Logged>, String> {
+        let reader = self.out.reader();
+        let process = self.process.as_ref().ok_or("it does not run")?;
+        let log = Model::read_log(&reader, process.durable())?;
+        self.out.model.audit_log(&log)?;
+        if process.applied() != process.durable() {
+            return Err("I8: the index does not catch up".to_owned());
+        }
+        self.out.model.audit_index(&View { kv: &self.kv, reader: &reader }, &log)?;
+        process.compare_with_rebuilt(&reader)?;
+        Ok(log)
     }
 }
