@@ -10,8 +10,10 @@ mod process;
 mod replayer;
 mod world;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use process::Sabotage;
-use world::World;
+use world::{Told, World};
 
 fn seeds() -> std::ops::Range<u64> {
     if let Ok(seed) = std::env::var("BLUEHOOK_SEED") {
@@ -22,27 +24,41 @@ fn seeds() -> std::ops::Range<u64> {
     0..if full { 20_000 } else { 2_000 }
 }
 
+/// Tells every story, on all cores.
+fn tell(seeds: std::ops::Range<u64>, sabotage: Sabotage) -> Vec<(u64, Result<Told, String>)> {
+    let next = AtomicU64::new(seeds.start);
+    let some = || {
+        let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|n| seeds.contains(n));
+        std::iter::from_fn(take).map(|seed| (seed, World::run(seed, sabotage))).collect::<Vec<_>>()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
+        all.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
 #[test]
 fn every_promise_is_kept_whatever_happens() {
-    let (mut acked, mut runs, mut cuts) = (0, 0, 0);
-    for seed in seeds() {
-        match World::run(seed, Sabotage::Nothing) {
-            Ok(world) => {
-                acked += world.acked();
-                runs += world.runs();
-                cuts += world.power_cuts;
-            }
-            Err(why) => panic!("seed {seed}: {why}"),
-        }
+    let told = tell(seeds(), Sabotage::Nothing);
+    let broken = told.iter().filter_map(|(seed, told)| Some((seed, told.as_ref().err()?))).min();
+    if let Some((seed, why)) = broken {
+        panic!("BLUEHOOK_SEED={seed}: {why}");
     }
-    eprintln!("{acked} acknowledgements, {runs} runs of handlers, {cuts} power cuts");
+    let mut all = Told::default();
+    for told in told.iter().filter_map(|(_, told)| told.as_ref().ok()) {
+        all.acknowledged += told.acknowledged;
+        all.runs += told.runs;
+        all.power_cuts += told.power_cuts;
+    }
+    eprintln!("{} stories: {all:?}", told.len());
 }
 
 /// The test of the test: of so many stories of a build with such a fault, at least so many must tell of a
 /// breach of one of these promises.
 fn is_noticed(sabotage: Sabotage, stories: u64, least: usize, promises: &[&str]) {
     let noticed: Vec<String> =
-        (0..stories).filter_map(|seed| World::run(seed, sabotage).err()).collect();
+        tell(0..stories, sabotage).into_iter().filter_map(|(_, told)| told.err()).collect();
     let named = |why: &&String| promises.iter().any(|i| why.contains(&format!("{i}: ")));
     let right = noticed.iter().filter(named).count();
     eprintln!("{sabotage:?}: {right} of {stories}, {} otherwise", noticed.len() - right);

@@ -35,6 +35,14 @@ pub struct World {
     out: Outside,
     policy: Policy,
     ids: usize,
+    power_cuts: usize,
+}
+
+/// What a story was about.
+#[derive(Debug, Default)]
+pub struct Told {
+    pub acknowledged: usize,
+    pub runs: usize,
     pub power_cuts: usize,
 }
 
@@ -73,22 +81,18 @@ impl World {
     }
 
     /// A whole story, from one seed.
-    pub fn run(seed: u64, sabotage: Sabotage) -> Result<World, String> {
+    pub fn run(seed: u64, sabotage: Sabotage) -> Result<Told, String> {
         let mut world = World::new(seed, sabotage);
         world.start()?;
         for n in 0..ACTIONS {
             world.act().map_err(|why| format!("action {n}: {why}"))?;
         }
         world.end()?;
-        Ok(world)
-    }
-
-    pub fn acked(&self) -> usize {
-        self.out.model.acked.len()
-    }
-
-    pub fn runs(&self) -> usize {
-        self.out.model.runs.len()
+        Ok(Told {
+            acknowledged: world.out.model.acked.len(),
+            runs: world.out.model.runs.len(),
+            power_cuts: world.power_cuts,
+        })
     }
 
     fn chance(&mut self, of_256: u8) -> bool {
@@ -171,7 +175,7 @@ impl World {
         if let Some(process) = &self.process {
             process.nothing_due_waits(&self.out)?;
         }
-        if self.chance(100) { self.check_index().map(|_| ()) } else { Ok(()) }
+        if self.chance(40) { self.check_index().map(|_| ()) } else { Ok(()) }
     }
 
     /// Until nothing is left to do at this moment. False where the disk does not allow it.
