@@ -6,6 +6,8 @@
 
 mod queue;
 mod reads;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
