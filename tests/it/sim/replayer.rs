@@ -583,8 +583,9 @@ fn begins(command: &Command) -> Record {
         }
         Command::Park { key, due } => {
             let state = State::Scheduled { due };
+            let as_of = key.event;
             let delivery = Delivery { key, generation: 0, attempts: 0, open_attempt: None, state };
-            Record::Snapshot { delivery, attempts: vec![], as_of: 0 }
+            Record::Snapshot { delivery, attempts: vec![], as_of }
         }
         Command::Moved { handler, to } => Record::HandlerMoved { handler, to },
         other => unreachable!("{other:?} begins nothing"),
