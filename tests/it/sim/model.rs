@@ -37,6 +37,8 @@ pub struct Run {
     pub asked_at: Timestamp,
     /// The record of its start.
     pub start: Seq,
+    /// Wall clock.
+    pub started_at: Timestamp,
     pub boot_id: BootId,
     pub started_boot_ms: i64,
     pub ended_boot_ms: Option<i64>,
@@ -297,6 +299,7 @@ fn is_logged(run: &Run, log: impl Fn() -> Result<Vec<Logged>, String>) -> Result
         Record::AttemptFinished { key, attempt, .. } => {
             *key == run.key
                 && (attempt.generation, attempt.number) == (run.generation, run.number)
+                && attempt.started_at == run.started_at
                 && Some(&attempt.outcome) == run.outcome.as_ref()
         }
         _ => false,

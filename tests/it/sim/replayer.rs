@@ -473,6 +473,7 @@ impl Process {
             number,
             asked_at,
             start,
+            started_at: now.wall,
             boot_id: now.boot_id,
             started_boot_ms: now.boot_ms,
             ended_boot_ms: None,
