@@ -529,3 +529,26 @@ fn a_record_that_follows_on_lost_ones_is_refused() {
     assert_eq!(refused.try_recv().unwrap(), Err(AppendError::Failed));
     assert_eq!(taken.try_recv().unwrap(), Ok(1));
 }
+
+/// Found by the simulator: a reopening that had removed an empty segment before it failed could never
+/// succeed again, until the process was restarted.
+#[test]
+fn a_reopening_that_failed_half_way_succeeds_later() {
+    let fault = FaultDisk::new(Arc::new(MemDisk::new()));
+    let disk: Arc<dyn Disk> = Arc::new(fault.clone());
+    let (mut log, _) = open(&disk);
+    append_synced(&mut log, &[&[1; 4000]]);
+    // The first record of the second segment is written and never durable.
+    log.append(Timestamp(1), 1, &[2; 4000]);
+    log.write().unwrap();
+    let fail = |call| {
+        fault.fail(Fault { call: Some(call), nth: 1, error: io::ErrorKind::Other, sticky: false });
+    };
+    fail(Call::SyncData);
+    assert!(log.sync().is_err());
+    fail(Call::SyncDir);
+    assert!(log.reopen().is_err());
+    log.reopen().unwrap();
+    assert_eq!(append_synced(&mut log, &[&[3]])[0].0, 2);
+    assert_eq!(frames(&scan_all(&disk, 2)).len(), 2);
+}
