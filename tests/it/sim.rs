@@ -77,7 +77,7 @@ fn a_receipt_handed_out_early_is_noticed() {
 
 #[test]
 fn a_planner_that_does_not_wait_for_the_index_is_noticed() {
-    is_noticed(Sabotage::NoFences, 200, 5, &["I3", "I4", "I6"]);
+    is_noticed(Sabotage::NoFences, 200, 5, &["I3", "I4", "I6", "I7"]);
 }
 
 #[test]

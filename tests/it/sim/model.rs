@@ -265,8 +265,11 @@ impl Model {
             }
             for wanted in plans.iter().filter(|w| w.wants(&event.kind)) {
                 let key = DeliveryKey { event: frame.seq, handler: wanted.handler.clone() };
+                // With `start = "now"` it is open which events of that moment are new.
                 let from = log.iter().find_map(|l| match &l.record {
-                    Record::HandlerSeen { handler, from } if *handler == key.handler => Some(*from),
+                    Record::HandlerSeen { handler, from } if *handler == key.handler => {
+                        Some(if *from == 1 { 1 } else { l.frame.seq })
+                    }
                     _ => None,
                 });
                 let delivery = view.delivery(&key).map_err(error)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bluehook::clock::{Clock, TestClock, Timestamp};
-use bluehook::delivery::{DeliveryKey, HandlerName};
+use bluehook::delivery::{DeliveryKey, HandlerName, State};
 use bluehook::event::{Envelope, NewEvent};
 use bluehook::replay::planner::{DUE_POLL_MS, Input};
 use bluehook::signature::{Policy, Scheme, Secret, sign_hex, verify};
@@ -438,6 +438,11 @@ impl World {
         }
         let key = DeliveryKey { event: heads[pick % heads.len()].seq, handler };
         if discards {
+            // As `dead discard`: what is not dead has nothing to discard.
+            let delivery = process.read(|view| view.delivery(&key).ok().flatten()).flatten();
+            if !delivery.is_some_and(|d| matches!(d.state, State::Dead { .. })) {
+                return;
+            }
             process.administer(&Record::Discarded { key }, Input::Nudge);
         } else {
             let due = process.now(&self.out);
