@@ -217,14 +217,19 @@ impl AppenderCore {
             }
         }
         self.commit(waiting, room);
+        let mut removed = Vec::new();
         for (segment, done) in removals {
             let result = self.writer.remove_segment(segment).map_err(|error| {
                 tracing::warn!(segment, %error, "could not remove a log segment");
                 AppendError::Failed
             });
+            removed.push((done, result));
+        }
+        // First: who hears that a segment is gone no longer finds it listed.
+        self.publish(room, 0);
+        for (done, result) in removed {
             _ = done.send(result);
         }
-        self.publish(room, 0);
         if self.broken.is_some() && self.reopen_after.is_zero() {
             self.reopen();
         }
