@@ -6,6 +6,8 @@
 
 mod queue;
 mod reads;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -79,8 +81,8 @@ struct Launch {
     key: DeliveryKey,
     generation: Generation,
     number: u32,
-    /// The event; or why the handler cannot be run on it.
-    event: Result<Arc<Event>, String>,
+    /// The event; or what the attempt comes to without it.
+    event: Result<Arc<Event>, Outcome>,
 }
 
 enum Request {
@@ -96,6 +98,8 @@ enum Request {
 pub struct ReplayHandle {
     store: Store,
     requests: mpsc::Sender<Request>,
+    /// Held from the record to the request: the planner hears of pauses in the order of the log.
+    pausing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl ReplayHandle {
@@ -110,6 +114,7 @@ impl ReplayHandle {
     /// The pause could not be logged; nothing changed.
     pub async fn set_paused(&self, handler: HandlerName, paused: bool) -> Result<(), AppendError> {
         let record = Record::HandlerPaused { handler: handler.clone(), paused };
+        let _in_order = self.pausing.lock().await;
         self.store.append_durable(record).await?;
         let _ = self.requests.send(Request::Paused(handler, paused)).await;
         Ok(())
@@ -161,7 +166,7 @@ pub fn start(store: Store, clock: Arc<dyn Clock>, handlers: Vec<RunnerHandler>) 
     };
     runner.configure(handlers);
     tokio::spawn(runner.run(inbox, incoming));
-    ReplayHandle { store, requests }
+    ReplayHandle { store, requests, pausing: Arc::default() }
 }
 
 /// What is known of a running attempt besides its report.
@@ -343,6 +348,11 @@ impl Runner {
     }
 
     fn message(&mut self, message: Message) {
+        // Where a record was logged in an epoch that the planner has not heard of, it hears of that first.
+        let now = *self.shared.progress.borrow();
+        if now.epoch != self.epoch {
+            self.progress(now);
+        }
         match message {
             Message::Input(input) => self.step(input),
             Message::Launch(launch) => self.launch(launch),
@@ -356,7 +366,7 @@ impl Runner {
         let attempt = async move {
             let event = match event {
                 Ok(event) => event,
-                Err(reason) => return bare(Outcome::reject(reason)),
+                Err(outcome) => return bare(outcome),
             };
             let call = Call { event, attempt: number, now: now.wall, deadline };
             let run = configured.handler.handler.run(call);
@@ -398,10 +408,6 @@ impl Runner {
 }
 
 impl Shared {
-    fn epoch(&self) -> u64 {
-        self.progress.borrow().epoch
-    }
-
     async fn send(&self, input: Input) {
         let _ = self.inbox.send(Message::Input(input)).await;
     }
@@ -415,12 +421,16 @@ impl Shared {
     ) -> Option<(Seq, Option<u64>)> {
         let mut back_off = BACK_OFF_MIN;
         loop {
-            let epoch = self.epoch();
+            let Progress { epoch, log_epoch, .. } = *self.progress.borrow();
             if !still(epoch) {
                 return None;
             }
-            match self.store.append(record.clone()).await {
-                Ok(seq) => return Some((seq, (self.epoch() == epoch).then_some(epoch))),
+            // Not in another epoch of the log than the one heard of: what was logged before may be gone.
+            match self.store.append_in(log_epoch, record.clone()).await {
+                Ok(seq) => {
+                    let now = self.progress.borrow().epoch;
+                    return Some((seq, (now == epoch).then_some(epoch)));
+                }
                 Err(AppendError::Closed) => return None,
                 Err(AppendError::Full | AppendError::Failed | AppendError::Busy) => {
                     tokio::time::sleep(back_off).await;

@@ -98,6 +98,16 @@ impl Store {
         self.appender()?.written(kind, payload).await
     }
 
+    /// As `append`, for a record that only makes sense if everything logged before it, as of
+    /// `Progress::log_epoch`, is still there. Refused with `Failed` where the log was reopened since.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn append_in(&self, log_epoch: u64, record: Record) -> Result<Seq, AppendError> {
+        let (kind, payload) = record::encode(&record);
+        self.appender()?.written_in(log_epoch, kind, payload).await
+    }
+
     /// As `append`, but durable when it returns.
     ///
     /// # Errors

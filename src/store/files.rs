@@ -107,8 +107,15 @@ pub fn read_version(disk: &dyn Disk, data_dir: &Path) -> Result<Option<u32>, Ope
     }
 }
 
-pub fn read_timeline(disk: &dyn Disk, data_dir: &Path) -> Option<Timeline> {
-    let text = read_small(disk, &data_dir.join(TIMELINE)).ok()??;
+/// # Errors
+/// It cannot be read just now. Going on without it would let a jump of the wall clock change delays.
+pub fn read_timeline(disk: &dyn Disk, data_dir: &Path) -> Result<Option<Timeline>, OpenError> {
+    let path = data_dir.join(TIMELINE);
+    let text = read_small(disk, &path).map_err(|e| failed("cannot read", &path, &e))?;
+    Ok(text.as_deref().and_then(parse_timeline))
+}
+
+fn parse_timeline(text: &str) -> Option<Timeline> {
     let (boot_id, offset_ms) = text.trim().split_once(' ')?;
     let boot_id = BootId::from_str_radix(boot_id, 16).ok()?;
     Some(Timeline { boot_id, offset_ms: offset_ms.parse().ok()? })
@@ -147,4 +154,24 @@ fn write_small(disk: &dyn Disk, dir: &Path, name: &str, text: &str) -> io::Resul
     drop(file);
     disk.rename(&new, &path)?;
     disk.sync_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::disk::{Call, Fault, FaultDisk, MemDisk};
+
+    #[test]
+    fn a_timeline_that_cannot_be_read_is_not_taken_for_none() {
+        let disk = FaultDisk::new(Arc::new(MemDisk::new()));
+        let (dir, timeline) = (Path::new("/data"), Timeline { boot_id: 7, offset_ms: -3 });
+        assert_eq!(read_timeline(&disk, dir), Ok(None));
+        write_timeline(&disk, dir, timeline).unwrap();
+        let error = io::ErrorKind::Other;
+        disk.fail(Fault { call: Some(Call::Read), nth: 1, error, sticky: false });
+        assert!(read_timeline(&disk, dir).is_err());
+        assert_eq!(read_timeline(&disk, dir), Ok(Some(timeline)));
+    }
 }

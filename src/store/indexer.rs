@@ -363,6 +363,7 @@ impl Indexer {
         }
         let now = Progress {
             epoch: log.epoch + rebuilds,
+            log_epoch: log.epoch,
             durable: log.durable,
             applied: core.applied(),
             caught_up,

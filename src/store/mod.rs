@@ -7,7 +7,7 @@ mod append;
 pub mod check;
 pub mod dedup;
 pub mod disk;
-mod files;
+pub mod files;
 pub mod index;
 pub mod indexer;
 pub mod log;
@@ -72,6 +72,8 @@ pub struct Progress {
     /// Raised when the log had to be reopened after a fault: records above `durable` may be gone and
     /// their numbers used again. Whoever holds state derived from them starts anew from the index.
     pub epoch: u64,
+    /// The log's own part of it: see [`Store::append_in`].
+    pub log_epoch: u64,
     pub durable: Seq,
     /// Everything up to here is in the index.
     pub applied: Seq,

@@ -75,7 +75,7 @@ impl Store {
             LogWriter::open(disk.clone(), &log_dir, LogOptions { segment_bytes })
                 .map_err(|e| other(&e))?;
 
-        let before = files::read_timeline(&*disk, &dir);
+        let before = files::read_timeline(&*disk, &dir)?;
         let timeline = Timeline::resume(before, report.high_water, clock.now());
         if before != Some(timeline) {
             files::write_timeline(&*disk, &dir, timeline)?;
@@ -153,14 +153,15 @@ impl Store {
         let position = rebuild::beginning(&reader, state).map_err(|e| other(e.0))?;
         let kv = Arc::new(MemoryKv::new());
         let index = OpenIndex { kv: kv.clone(), position, doubt: None };
-        let before = files::read_timeline(&*disk, data_dir);
+        let before = files::read_timeline(&*disk, data_dir)?;
         let timeline = Timeline::resume(before, crate::clock::Timestamp::ZERO, clock.now());
         let mut core = IndexerCore::new(&index, reader.clone(), timeline.boot_id);
         let last = super::check::last_record(&reader).map_err(|e| other(e.to_string()))?;
         while core.applied() < last {
             core.advance(last, READ_STEP).map_err(|e| other(e.to_string()))?;
         }
-        let progress = Progress { epoch: 0, durable: last, applied: last, caught_up: true };
+        let progress =
+            Progress { durable: last, applied: last, caught_up: true, ..Progress::default() };
         let shared = Shared::new(progress, core.take_damage());
         shared.set_kv(Some(kv));
         Ok(Store {

@@ -50,7 +50,7 @@ pub fn repair(data_dir: &Path) -> Result<RepairReport, OpenError> {
     let kept = beside(data_dir, "damaged").map_err(|e| failed(&e))?;
     drop(files::lock(&fresh)?);
     files::check_version(&*disk, &fresh)?;
-    if let Some(timeline) = files::read_timeline(&*disk, data_dir) {
+    if let Some(timeline) = files::read_timeline(&*disk, data_dir)? {
         files::write_timeline(&*disk, &fresh, timeline)?;
     }
     let reader = LogReader::new(disk.clone(), &files::log_dir(data_dir));

@@ -9,6 +9,7 @@ mod load;
 mod node;
 mod refusals;
 mod retries;
+mod sim;
 mod soak;
 mod support;
 mod tidy;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
 
 use super::{Configured, Launch, Message, Shared};
-use crate::delivery::{Delivery, DeliveryKey, Generation, State};
+use crate::delivery::{Delivery, DeliveryKey, Generation, Outcome, State};
 use crate::event::Event;
 use crate::replay::planner::{Command, Input};
 use crate::store::record::Record;
@@ -70,15 +70,16 @@ impl Start {
         shared: &Arc<Shared>,
         configured: &Arc<Configured>,
         still: &impl Fn(u64) -> bool,
-    ) -> Option<Result<Arc<Event>, String>> {
+    ) -> Option<Result<Arc<Event>, Outcome>> {
         let (store, key) = (shared.store.clone(), self.key.clone());
         let when = configured.handler.when.clone();
         let read = tokio::task::spawn_blocking(move || {
             let event = match store.event(key.event) {
-                None => Err("the event is no longer in the log".to_owned()),
+                // The disk may answer another time, and the index may be on its way.
+                None => Err(Outcome::retry("the event could not be read from the log")),
                 Some(event) => match when.map_or(Ok(true), |when| when(&event)) {
                     Ok(_) => Ok(Arc::new(event)),
-                    Err(e) => Err(format!("`when` failed: {e}")),
+                    Err(e) => Err(Outcome::reject(format!("`when` failed: {e}"))),
                 },
             };
             (store.delivery(&key), event)

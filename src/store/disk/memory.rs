@@ -27,6 +27,7 @@ struct State {
     next_node: u64,
     capacity: Option<u64>,
     sync_lies: bool,
+    sync_fails: bool,
     /// Raised by a crash: handles from before are dead.
     power_cycle: u64,
 }
@@ -138,6 +139,12 @@ impl MemDisk {
     /// A broken device for the test of the test: `sync_data` answers and does nothing.
     pub fn set_sync_lies(&self, lies: bool) {
         self.lock().sync_lies = lies;
+    }
+
+    /// The next sync of a file fails as Linux fails one: what it should have written still reads well and
+    /// counts as written, though it never reached the device.
+    pub fn set_sync_fails(&self, fails: bool) {
+        self.lock().sync_fails = fails;
     }
 
     /// Power off and on: un-synced sectors, lengths and names each survive by the toss of a coin.
@@ -267,6 +274,22 @@ impl MemFile {
     }
 }
 
+impl MemFile {
+    fn sync(&self, only_data: bool) -> io::Result<()> {
+        let fails = std::mem::take(&mut self.disk.lock().sync_fails);
+        self.with(|node, room| {
+            if fails {
+                node.dirty.clear();
+                return Err(io::Error::other("the device did not take the data"));
+            }
+            if !(only_data && room.sync_lies) {
+                node.sync();
+            }
+            Ok(())
+        })
+    }
+}
+
 struct Room {
     free: u64,
     sync_lies: bool,
@@ -330,19 +353,11 @@ impl DiskFile for MemFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.with(|node, room| {
-            if !room.sync_lies {
-                node.sync();
-            }
-            Ok(())
-        })
+        self.sync(true)
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        self.with(|node, _| {
-            node.sync();
-            Ok(())
-        })
+        self.sync(false)
     }
 }
 

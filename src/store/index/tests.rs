@@ -237,6 +237,16 @@ fn a_dropped_segment_takes_its_events_and_leaves_what_was_carried() {
     assert!(rebuilt.get(&keys::id(&kept.0)).unwrap().is_some());
 }
 
+/// A shortened schedule ends a delivery with an attempt that is not run.
+#[test]
+fn an_outcome_counts_though_its_start_is_not_in_the_log() {
+    let mut records = vec![event("a"), started(key(1), 0, 1), finished(key(1), 0, 1, due(200))];
+    records.push(finished(key(1), 0, 2, dead()));
+    assert_eq!(delivery(&index(records.clone()), &key(1)).unwrap().state, dead());
+    records[3] = finished(key(1), 0, 3, dead());
+    assert_eq!(delivery(&index(records), &key(1)).unwrap().state, due(200));
+}
+
 #[test]
 fn what_happened_while_a_snapshot_was_taken_wins() {
     let snapshot = Delivery {

@@ -95,6 +95,8 @@ pub enum Request {
 pub enum Done {
     Durable(oneshot::Sender<Result<Receipt, AppendError>>),
     Written(oneshot::Sender<Result<Seq, AppendError>>),
+    /// Written, in this epoch or not at all.
+    WrittenIn(u64, oneshot::Sender<Result<Seq, AppendError>>),
 }
 
 impl Done {
@@ -102,8 +104,12 @@ impl Done {
         // Whoever gave up waiting needs no answer.
         match self {
             Done::Durable(done) => _ = done.send(Err(error)),
-            Done::Written(done) => _ = done.send(Err(error)),
+            Done::Written(done) | Done::WrittenIn(_, done) => _ = done.send(Err(error)),
         }
+    }
+
+    fn is_outdated(&self, epoch: u64) -> bool {
+        matches!(self, Done::WrittenIn(wanted, _) if *wanted != epoch)
     }
 }
 
@@ -187,6 +193,7 @@ impl AppenderCore {
             return;
         }
         let room = self.room();
+        let epoch = self.shared.progress.borrow().epoch;
         let mut waiting = Vec::new();
         let mut removals = Vec::new();
         for request in requests {
@@ -196,7 +203,9 @@ impl AppenderCore {
                         Priority::Event => Room::Events,
                         Priority::Bookkeeping => Room::Bookkeeping,
                     };
-                    if room < needed {
+                    if done.is_outdated(epoch) {
+                        done.refuse(AppendError::Failed);
+                    } else if room < needed {
                         done.refuse(AppendError::Full);
                     } else {
                         let (seq, _) = self.writer.append(time, kind, &payload);
@@ -208,14 +217,19 @@ impl AppenderCore {
             }
         }
         self.commit(waiting, room);
+        let mut removed = Vec::new();
         for (segment, done) in removals {
             let result = self.writer.remove_segment(segment).map_err(|error| {
                 tracing::warn!(segment, %error, "could not remove a log segment");
                 AppendError::Failed
             });
+            removed.push((done, result));
+        }
+        // First: who hears that a segment is gone no longer finds it listed.
+        self.publish(room, 0);
+        for (done, result) in removed {
             _ = done.send(result);
         }
-        self.publish(room, 0);
         if self.broken.is_some() && self.reopen_after.is_zero() {
             self.reopen();
         }
@@ -230,7 +244,7 @@ impl AppenderCore {
         let mut for_sync = Vec::new();
         for (seq, done) in waiting {
             match done {
-                Done::Written(done) => _ = done.send(Ok(seq)),
+                Done::Written(done) | Done::WrittenIn(_, done) => _ = done.send(Ok(seq)),
                 Done::Durable(done) => for_sync.push((seq, done)),
             }
         }
@@ -433,6 +447,23 @@ impl Appender {
     pub async fn durable(&self, kind: u8, payload: Vec<u8>) -> Result<Receipt, AppendError> {
         let done = self.submit_durable(kind, payload, Priority::Event);
         done.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// As [`Appender::written`], but refused with `Failed` where the log has been reopened since `epoch`:
+    /// for what must not follow on records that are gone.
+    ///
+    /// # Errors
+    /// See [`AppendError`].
+    pub async fn written_in(
+        &self,
+        epoch: u64,
+        kind: u8,
+        payload: Vec<u8>,
+    ) -> Result<Seq, AppendError> {
+        let (done, result) = oneshot::channel();
+        let (priority, done) = (Priority::Bookkeeping, Done::WrittenIn(epoch, done));
+        self.handle.queue.push(Request::Append { kind, payload, priority, done });
+        result.await.unwrap_or(Err(AppendError::Closed))
     }
 
     /// Logs bookkeeping: returns when it is written. It is durable within a second.

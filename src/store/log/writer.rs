@@ -338,7 +338,14 @@ impl LogWriter {
     fn cut_back(&self, active: &Active) -> Result<bool, LogError> {
         let number = active.segment.number;
         let path = segment::path(&self.dir, number);
-        let file: Arc<dyn DiskFile> = Arc::from(self.disk.open(&path, Open::ReadWrite)?);
+        let file: Arc<dyn DiskFile> = match self.disk.open(&path, Open::ReadWrite) {
+            // An earlier try removed it, and then the folder's sync failed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && active.durable_end == 0 => {
+                self.disk.sync_dir(&self.dir)?;
+                return Ok(true);
+            }
+            file => Arc::from(file?),
+        };
         file.set_len(active.durable_end)?;
         file.sync_all()?;
         if active.durable_end == 0 {

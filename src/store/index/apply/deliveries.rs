@@ -97,8 +97,13 @@ impl Applier {
         old: Option<&DeliveryEntry>,
     ) -> Result<Option<(Delivery, bool)>, KvError> {
         if let Some(old) = old {
+            // The start may be missing: lost with a fault of the log, or the attempt was never run.
+            let due_now = match old.delivery.open_attempt {
+                Some(open) => open == attempt.number,
+                None => old.delivery.attempts.saturating_add(1) == attempt.number,
+            };
             let current = old.delivery.generation == attempt.generation
-                && old.delivery.open_attempt == Some(attempt.number)
+                && due_now
                 && !old.delivery.state.is_settled();
             return Ok(Some((old.delivery.clone(), current)));
         }
