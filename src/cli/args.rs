@@ -157,7 +157,7 @@ pub struct DeadChange {
     pub dry_run: bool,
 }
 
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 pub struct Filter {
     /// Glob over the type, such as 'message.*'
     #[arg(long = "type", value_name = "GLOB")]
@@ -199,13 +199,15 @@ pub struct Trigger {
 pub enum StoreCommand {
     /// Verify every record's checksum
     Check {
+        /// Default: data_dir of the configuration
         #[arg(long, value_name = "DIR")]
-        data_dir: PathBuf,
+        data_dir: Option<PathBuf>,
     },
     /// Salvage what is readable into a fresh store, and say what was lost
     Repair {
+        /// Default: data_dir of the configuration
         #[arg(long, value_name = "DIR")]
-        data_dir: PathBuf,
+        data_dir: Option<PathBuf>,
     },
 }
 
