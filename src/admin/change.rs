@@ -308,3 +308,113 @@ pub async fn wait_applied(store: &Store, seq: Seq) {
     let reached = progress.wait_for(|p| p.applied >= seq);
     let _ = tokio::time::timeout(APPLIED_WAIT, reached).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper::StatusCode;
+
+    use super::super::testing::{context, settle, store_event};
+    use super::*;
+    use crate::delivery::Outcome;
+
+    const HANDLERS: &str = r#"
+        [[handler]]
+        name = "crm"
+        events = ["message.*"]
+        file = { path = "/tmp/crm.jsonl" }
+        [[handler]]
+        name = "all"
+        events = ["*"]
+        file = { path = "/tmp/all.jsonl" }
+    "#;
+
+    fn ids(ids: &[&str]) -> Selection {
+        Selection { ids: ids.iter().map(|&id| id.to_owned()).collect(), ..Selection::default() }
+    }
+
+    /// The handler has looked at every event below `to`.
+    async fn reached(cx: &Arc<AdminContext>, handler: &str, to: Seq) {
+        let handler = HandlerName::new(handler).unwrap();
+        let receipt = cx.store.append_durable(Record::HandlerMoved { handler, to }).await.unwrap();
+        cx.store.wait_applied(receipt.seq()).await;
+    }
+
+    fn scheduled(cx: &Arc<AdminContext>, handler: &str, event: Seq) -> Option<u32> {
+        let key = DeliveryKey { event, handler: HandlerName::new(handler).unwrap() };
+        let delivery = cx.store.delivery(&key)?;
+        matches!(delivery.state, State::Scheduled { .. }).then_some(delivery.generation)
+    }
+
+    #[tokio::test]
+    async fn a_replay_means_existing_deliveries_and_matching_handlers_that_went_past() {
+        let cx = context(HANDLERS);
+        let a = store_event(&cx.store, "a", "message.read").await;
+        let b = store_event(&cx.store, "b", "other.kind").await;
+        settle(&cx.store, "crm", a, Outcome::Delivered).await;
+        reached(&cx, "crm", b + 1).await;
+        reached(&cx, "all", b).await;
+        let changed = replay(&cx, ids(&["a", "b"])).await.unwrap();
+        // crm and all for a; b does not match crm, and all comes to it by itself.
+        assert_eq!((changed.events, changed.deliveries), (1, 2));
+        assert_eq!(scheduled(&cx, "crm", a), Some(1));
+        assert!(scheduled(&cx, "all", a).is_some());
+        assert_eq!((scheduled(&cx, "crm", b), scheduled(&cx, "all", b)), (None, None));
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_counts_what_a_replay_would_do_and_does_nothing() {
+        let cx = context(HANDLERS);
+        let a = store_event(&cx.store, "a", "message.read").await;
+        settle(&cx.store, "crm", a, Outcome::Delivered).await;
+        let by_kind = Selection { kind: Some("*.read".into()), ..Selection::default() };
+        let dry = Selection { dry_run: true, ..by_kind.clone() };
+        assert_eq!(replay(&cx, dry).await.unwrap().deliveries, 1);
+        assert_eq!(scheduled(&cx, "crm", a), None);
+        assert_eq!(replay(&cx, by_kind).await.unwrap().deliveries, 1);
+        assert_eq!(scheduled(&cx, "crm", a), Some(1));
+        let other = Selection { kind: Some("*.sent".into()), ..Selection::default() };
+        assert_eq!(replay(&cx, other).await.unwrap().deliveries, 0);
+    }
+
+    #[tokio::test]
+    async fn malformed_events_are_replayed_only_by_handlers_that_name_them() {
+        let cx = context(HANDLERS);
+        let seq = store_event(&cx.store, "a", crate::event::MALFORMED).await;
+        reached(&cx, "all", seq + 1).await;
+        assert_eq!(replay(&cx, ids(&["a"])).await.unwrap().deliveries, 0);
+    }
+
+    #[tokio::test]
+    async fn only_dead_deliveries_are_discarded_and_each_event_counts_once() {
+        let cx = context(HANDLERS);
+        for n in 0..150 {
+            let seq = store_event(&cx.store, &format!("evt_{n}"), "message.read").await;
+            settle(&cx.store, "crm", seq, Outcome::reject("410 Gone")).await;
+            let outcome = if n == 0 { Outcome::Delivered } else { Outcome::reject("410 Gone") };
+            settle(&cx.store, "all", seq, outcome).await;
+        }
+        let all = Selection { all: true, ..Selection::default() };
+        let changed = dead_discard(&cx, all.clone()).await.unwrap();
+        assert_eq!((changed.events, changed.deliveries), (150, 299));
+        assert_eq!(dead_discard(&cx, all).await.unwrap().deliveries, 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_known_or_not_clear_changes_nothing() {
+        let cx = context(HANDLERS);
+        let a = store_event(&cx.store, "a", "message.read").await;
+        settle(&cx.store, "crm", a, Outcome::Delivered).await;
+        let nobody = Selection { handler: Some("nobody".into()), ..ids(&["a"]) };
+        let both = Selection { kind: Some("*".into()), ..ids(&["a"]) };
+        for (selection, status) in [
+            (ids(&["a", "b"]), StatusCode::NOT_FOUND),
+            (nobody, StatusCode::NOT_FOUND),
+            (both, StatusCode::BAD_REQUEST),
+            (Selection::default(), StatusCode::BAD_REQUEST),
+        ] {
+            let problem = replay(&cx, selection.clone()).await.unwrap_err();
+            assert_eq!(problem.status, status, "{selection:?}: {}", problem.detail);
+        }
+        assert_eq!(scheduled(&cx, "crm", a), None);
+    }
+}

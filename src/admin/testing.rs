@@ -14,7 +14,7 @@ use crate::store::index::memory::MemoryKv;
 use crate::store::record::Record;
 use crate::store::{AppendError, FIRST_GENERATION, Home, Store, StoreOptions};
 
-pub const WALL: Timestamp = Timestamp(1_790_000_000_000);
+const WALL: Timestamp = Timestamp(1_790_000_000_000);
 
 /// No handler ever runs.
 struct Still;
