@@ -258,8 +258,8 @@ impl Writer<'_> {
             return problem;
         }
         let detail = format!(
-            "cut off by a fault after {} deliveries, which may or may not be changed: {}; what is dead \
-             and what is not, `bluehook dead list` shows",
+            "cut off by a fault after {} deliveries were written: {}; look at `bluehook events list` \
+             before you repeat it",
             self.written, problem.detail
         );
         Problem { detail, ..problem }

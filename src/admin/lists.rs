@@ -1,9 +1,9 @@
 //! Pages of events and deliveries.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::body::{Answer, json};
-use super::change::wait_applied;
 use super::problem::Problem;
 use super::query::{self, ListQuery};
 use super::wire::{DeliveryItem, DeliveryJson, EventJson, PageJson};
@@ -11,6 +11,9 @@ use super::{AdminContext, AnswerBody};
 use crate::delivery::Seq;
 use crate::event::Event;
 use crate::store::{Page, Store, StoredDelivery, StoredEvent};
+
+/// How long a read waits for the index.
+const READ_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs `read` where it may wait for the disk.
 pub async fn blocking<T: Send + 'static>(
@@ -22,13 +25,11 @@ pub async fn blocking<T: Send + 'static>(
     read.map_err(|e| Problem::internal(format!("reading the store failed: {e}; see the log")))
 }
 
-/// What was acknowledged before the question is in the answer.
+/// What was acknowledged before the question is in the answer. While the index is being rebuilt that may
+/// take long: then an answer that lacks something beats none.
 async fn caught_up(cx: &Arc<AdminContext>) {
-    let caught_up = cx.store.progress().borrow().caught_up;
-    // While the index is being rebuilt, an answer that lacks something beats none.
-    if caught_up {
-        wait_applied(&cx.store, cx.store.durable_seq()).await;
-    }
+    let shown = cx.store.wait_applied(cx.store.durable_seq());
+    let _ = tokio::time::timeout(READ_WAIT, shown).await;
 }
 
 /// The event as people see it: an attempt that was begun is running, unless nothing runs at all.

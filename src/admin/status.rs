@@ -87,7 +87,7 @@ pub async fn status(cx: &Arc<AdminContext>) -> Result<StatusJson, Problem> {
         started_at: cx.started_at.to_rfc3339(),
         listen: cx.intake.iter().map(listen_name).collect(),
         events: stats.events,
-        backlog: handlers.iter().map(|h| waiting(h)).sum(),
+        backlog: handlers.iter().map(waiting).sum(),
         // RFC 3339 of one form: the order of the texts is that of the times.
         oldest_undelivered: handlers.iter().filter_map(|h| h.oldest_undelivered.clone()).min(),
         dead: handlers.iter().map(|h| h.dead).sum(),

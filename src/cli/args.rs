@@ -191,7 +191,7 @@ pub struct Trigger {
     /// One value within the event, such as data.body=Hi
     #[arg(long, value_name = "PATH=VALUE")]
     pub set: Vec<String>,
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub count: u32,
 }
 
@@ -248,6 +248,7 @@ mod tests {
             vec!["bluehook", "events", "list", "--limit", "0"],
             vec!["bluehook", "events", "list", "--since", "yesterday"],
             vec!["bluehook", "trigger"],
+            vec!["bluehook", "trigger", "message.read", "--count", "0"],
         ] {
             assert!(Cli::try_parse_from(&bad).is_err(), "{bad:?}");
         }

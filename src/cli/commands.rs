@@ -8,7 +8,7 @@ use hyper::Method;
 use super::args::{Command, Common, Dead, DeadChange, Events, Filter, Trigger};
 use super::client::{Client, empty, read};
 use super::render::{Style, escape};
-use super::{FAILED, Failure, print, print_json, settings, show, stopped, tail};
+use super::{FAILED, Failure, USAGE, print, print_json, settings, show, stopped, tail};
 use crate::admin::wire::{
     Changed, EventJson, Imported, PageJson, Selection, StatusJson, TriggerRequest, Triggered,
 };
@@ -222,6 +222,11 @@ async fn import(common: &Common, client: &Client, file: &std::path::Path) -> Res
     fed.map_err(|e| {
         Failure::failed(format!("cannot read {}: {e}; check the file", file.display()))
     })?;
+    // The call was right, the file is not: that is no wrong usage.
+    let answer = answer.map_err(|failure| match failure.code {
+        USAGE => Failure::failed(failure.message),
+        _ => failure,
+    });
     let done: Imported = read(answer?).await?;
     if common.json {
         return print_json(&done);
@@ -307,6 +312,6 @@ mod tests {
         for no in ["n\n", "\n", "", "yep\n"] {
             assert_eq!(confirm(true, &mut no.as_bytes()).unwrap_err().code, FAILED, "{no:?}");
         }
-        assert_eq!(confirm(false, &mut &b"y\n"[..]).unwrap_err().code, super::super::USAGE);
+        assert_eq!(confirm(false, &mut &b"y\n"[..]).unwrap_err().code, USAGE);
     }
 }
