@@ -313,6 +313,7 @@ async fn administer(
         clock,
         intake: addresses,
         started_at,
+        stopped: false,
     };
     let stop = async move {
         // An error means that the sender is gone: that is a stop, too.

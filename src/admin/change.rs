@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wildmatch::WildMatch;
-
 use super::AdminContext;
 use super::lists::{blocking, no_such_event, resolve};
 use super::problem::Problem;
 use super::query;
+use super::wanted::Wanted;
 use super::wire::{Changed, Selection};
 use crate::clock::Timestamp;
-use crate::config::Config;
 use crate::delivery::{DeliveryKey, HandlerName, Seq, State};
 use crate::store::record::Record;
 use crate::store::{AppendError, Store, StoredEvent};
@@ -20,8 +18,8 @@ use crate::store::{AppendError, Store, StoredEvent};
 /// Events looked at in one step; between steps the store serves others.
 const STEP: usize = 100;
 /// How often and how long to wait where too much waits for the disk.
-const BUSY_TRIES: u32 = 500;
-const BUSY_WAIT: Duration = Duration::from_millis(10);
+pub const BUSY_TRIES: u32 = 500;
+pub const BUSY_WAIT: Duration = Duration::from_millis(10);
 /// How long an answer waits for the index to show the change.
 const APPLIED_WAIT: Duration = Duration::from_secs(10);
 
@@ -58,17 +56,25 @@ async fn run(
             "nothing is selected: give ids or a filter, or \"all\": true to mean all of them",
         ));
     }
-    let only = selection.handler.as_deref().map(HandlerName::new).transpose();
-    let only = only.map_err(Problem::bad)?;
+    if selection.contradicts_itself() {
+        return Err(Problem::bad(
+            "ids say which events are meant: give them, or a filter, not both (a handler goes with each)",
+        ));
+    }
+    let only = selection.handler.as_deref().map(|name| known_handler(cx, name)).transpose()?;
+    // What a handler has begun when it is asked for shall be known.
+    wait_applied(&cx.store, cx.store.next_seq() - 1).await;
     let mut filter = query::filter(&selection)?;
     // A replay of a handler also makes deliveries that don't exist yet; the filter would hide those.
     if action == Action::Replay {
         filter.handler = None;
     }
-    let mut writer = Writer { cx, action, waiting: None, last: 0 };
+    let mut writer = Writer { cx, action, waiting: None, written: 0, last: 0 };
     let mut changed = Changed { dry_run: selection.dry_run, ..Changed::default() };
     let mut steps = Steps::new(cx, &selection.ids, action).await?;
-    let targets = Targets { config: (cx.config)(), only, action };
+    let configured = (cx.config)();
+    let configured = configured.handlers.iter().map(|h| (h.name.clone(), Wanted::by(h))).collect();
+    let targets = Targets { configured, only, action };
     loop {
         let (targets, filter) = (targets.clone(), filter.clone());
         let step = steps.clone();
@@ -78,7 +84,7 @@ async fn run(
         changed.deliveries += keys.len() as u64;
         if !selection.dry_run {
             for key in keys {
-                writer.write(key).await?;
+                writer.write(key).await.map_err(|problem| writer.cut_off(problem))?;
             }
         }
         match next {
@@ -88,6 +94,22 @@ async fn run(
     }
     writer.finish().await?;
     Ok(changed)
+}
+
+/// The handler of that name, whether configured or only met in the log.
+///
+/// # Errors
+/// There is none.
+pub fn known_handler(cx: &AdminContext, name: &str) -> Result<HandlerName, Problem> {
+    let known = HandlerName::new(name).ok().filter(|name| {
+        let configured = (cx.config)().handlers.iter().any(|h| h.name == *name);
+        configured || cx.store.known_handlers().contains(name)
+    });
+    known.ok_or_else(|| {
+        Problem::not_found(format!(
+            "no handler {name:?}: neither configured nor in the log; see `bluehook status`"
+        ))
+    })
 }
 
 /// Where the walk over the selected events stands.
@@ -154,7 +176,7 @@ impl Steps {
 /// Which handlers of an event are meant.
 #[derive(Clone)]
 struct Targets {
-    config: Arc<Config>,
+    configured: Vec<(HandlerName, Wanted)>,
     only: Option<HandlerName>,
     action: Action,
 }
@@ -197,17 +219,13 @@ impl Targets {
             .filter(&wanted)
             .collect();
         if !dead_only {
-            for handler in &self.config.handlers {
-                let matches = handler
-                    .events
-                    .iter()
-                    .any(|g| WildMatch::new(g).matches(&stored.event.new.kind));
-                if matches
-                    && wanted(&handler.name)
-                    && !names.contains(&handler.name)
-                    && reached(&handler.name, seq)
+            for (name, globs) in &self.configured {
+                if globs.matches(&stored.event.new.kind)
+                    && wanted(name)
+                    && !names.contains(name)
+                    && reached(name, seq)
                 {
-                    names.push(handler.name.clone());
+                    names.push(name.clone());
                 }
             }
         }
@@ -220,6 +238,7 @@ struct Writer<'a> {
     cx: &'a Arc<AdminContext>,
     action: Action,
     waiting: Option<DeliveryKey>,
+    written: u64,
     last: Seq,
 }
 
@@ -228,14 +247,29 @@ impl Writer<'_> {
         if let Some(before) = self.waiting.replace(key) {
             let record = self.record(before);
             self.last = patiently(|| self.cx.store.append(record.clone())).await?;
+            self.written += 1;
         }
         Ok(())
+    }
+
+    /// How far it came before the fault.
+    fn cut_off(&self, problem: Problem) -> Problem {
+        if self.written == 0 {
+            return problem;
+        }
+        let detail = format!(
+            "cut off by a fault after {} deliveries were written: {}; look at `bluehook events list` \
+             before you repeat it",
+            self.written, problem.detail
+        );
+        Problem { detail, ..problem }
     }
 
     async fn finish(mut self) -> Result<(), Problem> {
         let Some(key) = self.waiting.take() else { return Ok(()) };
         let record = self.record(key);
-        let receipt = patiently(|| self.cx.store.append_durable(record.clone())).await?;
+        let receipt = patiently(|| self.cx.store.append_durable(record.clone())).await;
+        let receipt = receipt.map_err(|problem| self.cut_off(problem))?;
         self.last = self.last.max(receipt.seq());
         wait_applied(&self.cx.store, self.last).await;
         self.cx.replay.nudge().await;
@@ -273,4 +307,114 @@ pub async fn wait_applied(store: &Store, seq: Seq) {
     let mut progress = store.progress();
     let reached = progress.wait_for(|p| p.applied >= seq);
     let _ = tokio::time::timeout(APPLIED_WAIT, reached).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::StatusCode;
+
+    use super::super::testing::{context, settle, store_event};
+    use super::*;
+    use crate::delivery::Outcome;
+
+    const HANDLERS: &str = r#"
+        [[handler]]
+        name = "crm"
+        events = ["message.*"]
+        file = { path = "/tmp/crm.jsonl" }
+        [[handler]]
+        name = "all"
+        events = ["*"]
+        file = { path = "/tmp/all.jsonl" }
+    "#;
+
+    fn ids(ids: &[&str]) -> Selection {
+        Selection { ids: ids.iter().map(|&id| id.to_owned()).collect(), ..Selection::default() }
+    }
+
+    /// The handler has looked at every event below `to`.
+    async fn reached(cx: &Arc<AdminContext>, handler: &str, to: Seq) {
+        let handler = HandlerName::new(handler).unwrap();
+        let receipt = cx.store.append_durable(Record::HandlerMoved { handler, to }).await.unwrap();
+        cx.store.wait_applied(receipt.seq()).await;
+    }
+
+    fn scheduled(cx: &Arc<AdminContext>, handler: &str, event: Seq) -> Option<u32> {
+        let key = DeliveryKey { event, handler: HandlerName::new(handler).unwrap() };
+        let delivery = cx.store.delivery(&key)?;
+        matches!(delivery.state, State::Scheduled { .. }).then_some(delivery.generation)
+    }
+
+    #[tokio::test]
+    async fn a_replay_means_existing_deliveries_and_matching_handlers_that_went_past() {
+        let cx = context(HANDLERS);
+        let a = store_event(&cx.store, "a", "message.read").await;
+        let b = store_event(&cx.store, "b", "other.kind").await;
+        settle(&cx.store, "crm", a, Outcome::Delivered).await;
+        reached(&cx, "crm", b + 1).await;
+        reached(&cx, "all", b).await;
+        let changed = replay(&cx, ids(&["a", "b"])).await.unwrap();
+        // crm and all for a; b does not match crm, and all comes to it by itself.
+        assert_eq!((changed.events, changed.deliveries), (1, 2));
+        assert_eq!(scheduled(&cx, "crm", a), Some(1));
+        assert!(scheduled(&cx, "all", a).is_some());
+        assert_eq!((scheduled(&cx, "crm", b), scheduled(&cx, "all", b)), (None, None));
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_counts_what_a_replay_would_do_and_does_nothing() {
+        let cx = context(HANDLERS);
+        let a = store_event(&cx.store, "a", "message.read").await;
+        settle(&cx.store, "crm", a, Outcome::Delivered).await;
+        let by_kind = Selection { kind: Some("*.read".into()), ..Selection::default() };
+        let dry = Selection { dry_run: true, ..by_kind.clone() };
+        assert_eq!(replay(&cx, dry).await.unwrap().deliveries, 1);
+        assert_eq!(scheduled(&cx, "crm", a), None);
+        assert_eq!(replay(&cx, by_kind).await.unwrap().deliveries, 1);
+        assert_eq!(scheduled(&cx, "crm", a), Some(1));
+        let other = Selection { kind: Some("*.sent".into()), ..Selection::default() };
+        assert_eq!(replay(&cx, other).await.unwrap().deliveries, 0);
+    }
+
+    #[tokio::test]
+    async fn malformed_events_are_replayed_only_by_handlers_that_name_them() {
+        let cx = context(HANDLERS);
+        let seq = store_event(&cx.store, "a", crate::event::MALFORMED).await;
+        reached(&cx, "all", seq + 1).await;
+        assert_eq!(replay(&cx, ids(&["a"])).await.unwrap().deliveries, 0);
+    }
+
+    #[tokio::test]
+    async fn only_dead_deliveries_are_discarded_and_each_event_counts_once() {
+        let cx = context(HANDLERS);
+        for n in 0..150 {
+            let seq = store_event(&cx.store, &format!("evt_{n}"), "message.read").await;
+            settle(&cx.store, "crm", seq, Outcome::reject("410 Gone")).await;
+            let outcome = if n == 0 { Outcome::Delivered } else { Outcome::reject("410 Gone") };
+            settle(&cx.store, "all", seq, outcome).await;
+        }
+        let all = Selection { all: true, ..Selection::default() };
+        let changed = dead_discard(&cx, all.clone()).await.unwrap();
+        assert_eq!((changed.events, changed.deliveries), (150, 299));
+        assert_eq!(dead_discard(&cx, all).await.unwrap().deliveries, 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_known_or_not_clear_changes_nothing() {
+        let cx = context(HANDLERS);
+        let a = store_event(&cx.store, "a", "message.read").await;
+        settle(&cx.store, "crm", a, Outcome::Delivered).await;
+        let nobody = Selection { handler: Some("nobody".into()), ..ids(&["a"]) };
+        let both = Selection { kind: Some("*".into()), ..ids(&["a"]) };
+        for (selection, status) in [
+            (ids(&["a", "b"]), StatusCode::NOT_FOUND),
+            (nobody, StatusCode::NOT_FOUND),
+            (both, StatusCode::BAD_REQUEST),
+            (Selection::default(), StatusCode::BAD_REQUEST),
+        ] {
+            let problem = replay(&cx, selection.clone()).await.unwrap_err();
+            assert_eq!(problem.status, status, "{selection:?}: {}", problem.detail);
+        }
+        assert_eq!(scheduled(&cx, "crm", a), None);
+    }
 }

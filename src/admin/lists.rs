@@ -1,6 +1,7 @@
 //! Pages of events and deliveries.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::body::{Answer, json};
 use super::problem::Problem;
@@ -9,7 +10,10 @@ use super::wire::{DeliveryItem, DeliveryJson, EventJson, PageJson};
 use super::{AdminContext, AnswerBody};
 use crate::delivery::Seq;
 use crate::event::Event;
-use crate::store::{Page, Store, StoredDelivery};
+use crate::store::{Page, Store, StoredDelivery, StoredEvent};
+
+/// How long a read waits for the index.
+const READ_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs `read` where it may wait for the disk.
 pub async fn blocking<T: Send + 'static>(
@@ -21,10 +25,34 @@ pub async fn blocking<T: Send + 'static>(
     read.map_err(|e| Problem::internal(format!("reading the store failed: {e}; see the log")))
 }
 
+/// What was acknowledged before the question is in the answer. While the index is being rebuilt that may
+/// take long: then an answer that lacks something beats none.
+async fn caught_up(cx: &Arc<AdminContext>) {
+    let shown = cx.store.wait_applied(cx.store.durable_seq());
+    let _ = tokio::time::timeout(READ_WAIT, shown).await;
+}
+
+/// The event as people see it: an attempt that was begun is running, unless nothing runs at all.
+fn event_json(cx: &AdminContext, stored: &StoredEvent) -> EventJson {
+    let mut json = EventJson::from(stored);
+    for (shown, stored) in json.deliveries.iter_mut().zip(&stored.deliveries) {
+        show_running(cx, shown, stored);
+    }
+    json
+}
+
+fn show_running(cx: &AdminContext, shown: &mut DeliveryJson, stored: &StoredDelivery) {
+    let open = stored.delivery.open_attempt.is_some() && !stored.delivery.state.is_settled();
+    if open && !cx.stopped {
+        shown.state = "running".to_owned();
+    }
+}
+
 pub async fn events(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem> {
     let ListQuery { filter, limit, cursor } = query::list(query)?;
+    caught_up(cx).await;
     let page = blocking(cx, move |store| store.list_events(&filter, cursor, limit)).await?;
-    Ok(answer(page, |stored| [EventJson::of(&stored)]))
+    Ok(answer(page, |stored| [event_json(cx, &stored)]))
 }
 
 /// The events that `id` names: by `eventId` (one per source), else by sequence number.
@@ -45,13 +73,14 @@ pub fn no_such_event(id: &str) -> Problem {
 
 pub async fn event(cx: &Arc<AdminContext>, query: &str, id: &str) -> Result<Answer, Problem> {
     query::none(query)?;
+    caught_up(cx).await;
     let wanted = id.to_owned();
     // The newest, where several sources used the same id.
     let found = blocking(cx, move |store| {
         resolve(store, &wanted).into_iter().max().and_then(|seq| store.stored_event(seq))
     });
     match found.await? {
-        Some(stored) => Ok(json(&EventJson::of(&stored))),
+        Some(stored) => Ok(json(&event_json(cx, &stored))),
         None => Err(no_such_event(id)),
     }
 }
@@ -60,6 +89,7 @@ pub async fn event(cx: &Arc<AdminContext>, query: &str, id: &str) -> Result<Answ
 pub async fn deliveries(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem> {
     let ListQuery { filter, limit, cursor } = query::list(query)?;
     let wanted = filter.clone();
+    caught_up(cx).await;
     let page = blocking(cx, move |store| store.list_events(&filter, cursor, limit)).await?;
     Ok(answer(page, |stored| {
         let fits = |d: &&StoredDelivery| {
@@ -69,24 +99,27 @@ pub async fn deliveries(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, P
                 && status.is_none_or(|s| s == d.delivery.state.name())
         };
         let deliveries = stored.deliveries.iter().filter(fits);
-        deliveries.map(|d| item(&stored.event, d)).collect::<Vec<_>>()
+        deliveries.map(|d| item(cx, &stored.event, d)).collect::<Vec<_>>()
     }))
 }
 
 pub async fn dead(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem> {
     let ListQuery { filter, limit, cursor } = query::list(query)?;
+    caught_up(cx).await;
     let page = blocking(cx, move |store| store.list_dead(&filter, cursor, limit)).await?;
-    Ok(answer(page, |(event, delivery)| [item(&event, &delivery)]))
+    Ok(answer(page, |(event, delivery)| [item(cx, &event, &delivery)]))
 }
 
-fn item(event: &Event, delivery: &StoredDelivery) -> DeliveryItem {
+fn item(cx: &AdminContext, event: &Event, stored: &StoredDelivery) -> DeliveryItem {
+    let mut delivery = DeliveryJson::from(stored);
+    show_running(cx, &mut delivery, stored);
     DeliveryItem {
         seq: event.seq,
         event_id: event.new.id.clone(),
         kind: event.new.kind.clone(),
         source: event.new.source.clone(),
         received_at: event.new.received_at.to_rfc3339(),
-        delivery: DeliveryJson::of(delivery),
+        delivery,
     }
 }
 

@@ -14,7 +14,10 @@ pub mod send;
 pub mod socket;
 mod status;
 mod stream;
+#[cfg(test)]
+mod testing;
 mod transfer;
+mod wanted;
 pub mod wire;
 
 use std::sync::Arc;
@@ -55,4 +58,6 @@ pub struct AdminContext {
     /// Where intake listens in fact.
     pub intake: Vec<Listen>,
     pub started_at: Timestamp,
+    /// The store of a stopped appliance, opened for reading: nothing runs.
+    pub stopped: bool,
 }

@@ -13,7 +13,6 @@ use super::problem::Problem;
 use super::{
     AdminContext, change, lists, query, sample, send, socket, status, stream, transfer, wire,
 };
-use crate::delivery::HandlerName;
 
 /// The largest body of a request, besides an import's.
 const BODY_MAX: usize = 8 << 20;
@@ -85,7 +84,7 @@ where
             query::none(&query)?;
             Ok(json(&status::status(cx).await?))
         }
-        ["export"] => transfer::export(cx, &query),
+        ["export"] => transfer::export(cx, &query).await,
         ["import"] => Ok(json(&transfer::import(cx, body).await?)),
         ["replay"] => Ok(json(&change::replay(cx, read_json(body).await?).await?)),
         ["dead", "replay"] => Ok(json(&change::dead_replay(cx, read_json(body).await?).await?)),
@@ -152,15 +151,7 @@ where
 }
 
 async fn pause(cx: &Arc<AdminContext>, name: &str, paused: bool) -> Result<(), Problem> {
-    let known = HandlerName::new(name).ok().filter(|name| {
-        let configured = (cx.config)().handlers.iter().any(|h| h.name == *name);
-        configured || cx.store.known_handlers().contains(name)
-    });
-    let Some(handler) = known else {
-        return Err(Problem::not_found(format!(
-            "no handler {name:?}: neither configured nor in the log; see `bluehook status`"
-        )));
-    };
+    let handler = change::known_handler(cx, name)?;
     cx.replay.set_paused(handler, paused).await.map_err(Problem::append)
 }
 

@@ -7,11 +7,16 @@ use std::sync::Arc;
 use super::AdminContext;
 use super::lists::blocking;
 use super::problem::Problem;
-use super::wire::{DamageJson, HandlerJson, StatusJson};
+use super::wanted::Wanted;
+use super::wire::{BACKLOG_COUNT_MAX, DamageJson, HandlerJson, StatusJson};
 use crate::clock::Timestamp;
 use crate::config::Listen;
-use crate::delivery::HandlerName;
-use crate::store::{Health, Stats};
+use crate::delivery::{HandlerName, Seq};
+use crate::store::{Health, Stats, Store};
+
+/// Events looked at in one read, and reads for one handler.
+const COUNT_STEP: usize = 1_000;
+const COUNT_STEPS_MAX: usize = 20;
 
 pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Problem> {
     let running: BTreeMap<HandlerName, u64> = cx.replay.running().await.into_iter().collect();
@@ -25,7 +30,6 @@ pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Proble
                 names.push(name);
             }
         }
-        let end = store.progress().borrow().applied + 1;
         let one = |(i, name): (usize, &HandlerName)| {
             let stats = store.handler_stats(name);
             let due = store.next_due(name, Timestamp::ZERO);
@@ -36,7 +40,10 @@ pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Proble
                 running: running.get(name).copied().unwrap_or(0),
                 scheduled: stats.scheduled,
                 dead: stats.dead,
-                behind: stats.cursor.map_or(0, |cursor| end.saturating_sub(cursor)),
+                behind: match (stats.cursor, config.handlers.get(i)) {
+                    (Some(cursor), Some(handler)) => behind(store, cursor, &Wanted::by(handler)),
+                    _ => 0,
+                },
                 oldest_undelivered: stats.oldest.map(Timestamp::to_rfc3339),
                 next_due_at: due.map(Timestamp::to_rfc3339),
             }
@@ -44,6 +51,30 @@ pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Proble
         names.iter().enumerate().map(one).collect()
     })
     .await
+}
+
+/// A running retry is among the scheduled; a running first attempt lies behind the cursor.
+fn waiting(h: &HandlerJson) -> u64 {
+    h.scheduled.max(h.running) + h.behind
+}
+
+/// Events from `cursor` on that match, counted up to [`BACKLOG_COUNT_MAX`].
+fn behind(store: &Store, cursor: Seq, wanted: &Wanted) -> u64 {
+    let (mut from, mut count) = (cursor, 0);
+    // Types that don't match are looked over, but not without end.
+    for _ in 0..COUNT_STEPS_MAX {
+        let (heads, next) = store.heads_from(from, COUNT_STEP);
+        if heads.is_empty() {
+            break;
+        }
+        count +=
+            heads.iter().filter(|head| !head.imported && wanted.matches(&head.kind)).count() as u64;
+        if count >= BACKLOG_COUNT_MAX {
+            return BACKLOG_COUNT_MAX;
+        }
+        from = next;
+    }
+    count
 }
 
 pub async fn status(cx: &Arc<AdminContext>) -> Result<StatusJson, Problem> {
@@ -56,7 +87,7 @@ pub async fn status(cx: &Arc<AdminContext>) -> Result<StatusJson, Problem> {
         started_at: cx.started_at.to_rfc3339(),
         listen: cx.intake.iter().map(listen_name).collect(),
         events: stats.events,
-        backlog: handlers.iter().map(|h| h.scheduled + h.running).sum(),
+        backlog: handlers.iter().map(waiting).sum(),
         // RFC 3339 of one form: the order of the texts is that of the times.
         oldest_undelivered: handlers.iter().filter_map(|h| h.oldest_undelivered.clone()).min(),
         dead: handlers.iter().map(|h| h.dead).sum(),
@@ -130,7 +161,7 @@ pub async fn metrics(cx: &Arc<AdminContext>) -> Result<String, Problem> {
         ("bluehook_handler_scheduled", "Deliveries that wait for an attempt.", |h| h.scheduled),
         ("bluehook_handler_running", "Attempts that run now.", |h| h.running),
         ("bluehook_handler_dead", "Dead deliveries.", |h| h.dead),
-        ("bluehook_handler_behind", "Records that the handler has yet to look at.", |h| h.behind),
+        ("bluehook_handler_behind", "Events that the handler has yet to look at.", |h| h.behind),
     ];
     for (name, help, read) in gauges {
         let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n");

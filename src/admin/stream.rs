@@ -17,6 +17,10 @@ use crate::store::record::Record;
 use crate::store::{Store, StoredEvent};
 
 const STEP: usize = 100;
+/// Where the log cannot be read just now: how often and how long to wait before the stream is cut off.
+/// The reader then comes again and names the last record it has seen.
+const STUCK_TRIES: u32 = 20;
+const STUCK_WAIT: Duration = Duration::from_millis(250);
 /// A comment goes out this often, so that a reader that has gone is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -30,7 +34,7 @@ pub fn events(
     let from = match last_id {
         None => cx.store.progress().borrow().applied + 1,
         Some(text) => match text.trim().parse::<Seq>() {
-            Ok(seq) => seq + 1,
+            Ok(seq) => seq.saturating_add(1),
             Err(_) => return Err(Problem::bad(format!("Last-Event-ID {text:?} is none of ours"))),
         },
     };
@@ -41,6 +45,7 @@ pub fn events(
 
 async fn feed(cx: Arc<AdminContext>, mut from: Seq, tx: mpsc::Sender<std::io::Result<Bytes>>) {
     let mut progress = cx.store.progress();
+    let mut stuck = 0;
     let mut chunk = Bytes::from_static(b": bluehook\n\n");
     loop {
         // Ends when the reader has gone; waits while it is slow.
@@ -52,6 +57,15 @@ async fn feed(cx: Arc<AdminContext>, mut from: Seq, tx: mpsc::Sender<std::io::Re
             if from <= applied {
                 match read(&cx, from, applied).await {
                     Ok((text, next)) => {
+                        stuck = if next > from { 0 } else { stuck + 1 };
+                        if stuck > STUCK_TRIES {
+                            let why = std::io::Error::other("the log cannot be read");
+                            let _ = tx.send(Err(why)).await;
+                            return;
+                        }
+                        if stuck > 0 {
+                            tokio::time::sleep(STUCK_WAIT).await;
+                        }
                         from = next;
                         if !text.is_empty() {
                             break text.into();
@@ -84,10 +98,7 @@ async fn read(cx: &Arc<AdminContext>, from: Seq, applied: Seq) -> Result<(String
                 text.push_str(&format!("id: {seq}\ndata: {json}\n\n"));
             }
         }
-        // A feed that is at its end before `applied` (records dropped meanwhile) must not be asked
-        // the same again and again.
-        let next = if next <= from { applied + 1 } else { next.min(applied + 1) };
-        (text, next)
+        (text, next.min(applied + 1))
     })
     .await
 }
@@ -98,7 +109,7 @@ fn item(store: &Store, seq: Seq, record: Record) -> Option<StreamItem> {
             let event = store.event(seq)?;
             let deliveries = Vec::new();
             let stored = StoredEvent { event, duplicates: 0, conflict: false, deliveries };
-            Some(StreamItem::Event(EventJson::of(&stored)))
+            Some(StreamItem::Event(EventJson::from(&stored)))
         }
         Record::AttemptFinished { key, attempt, next } => {
             let event = store.event(key.event)?;
@@ -109,7 +120,7 @@ fn item(store: &Store, seq: Seq, record: Record) -> Option<StreamItem> {
                 handler: key.handler.to_string(),
                 state: next.name().to_owned(),
                 due_at: due_of(&next),
-                attempt: AttemptJson::of(&attempt),
+                attempt: AttemptJson::from(&attempt),
             })
         }
         _ => None,

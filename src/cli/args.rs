@@ -157,7 +157,7 @@ pub struct DeadChange {
     pub dry_run: bool,
 }
 
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args)]
 pub struct Filter {
     /// Glob over the type, such as 'message.*'
     #[arg(long = "type", value_name = "GLOB")]
@@ -191,7 +191,7 @@ pub struct Trigger {
     /// One value within the event, such as data.body=Hi
     #[arg(long, value_name = "PATH=VALUE")]
     pub set: Vec<String>,
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub count: u32,
 }
 
@@ -199,13 +199,15 @@ pub struct Trigger {
 pub enum StoreCommand {
     /// Verify every record's checksum
     Check {
+        /// Default: data_dir of the configuration
         #[arg(long, value_name = "DIR")]
-        data_dir: PathBuf,
+        data_dir: Option<PathBuf>,
     },
     /// Salvage what is readable into a fresh store, and say what was lost
     Repair {
+        /// Default: data_dir of the configuration
         #[arg(long, value_name = "DIR")]
-        data_dir: PathBuf,
+        data_dir: Option<PathBuf>,
     },
 }
 
@@ -246,6 +248,7 @@ mod tests {
             vec!["bluehook", "events", "list", "--limit", "0"],
             vec!["bluehook", "events", "list", "--since", "yesterday"],
             vec!["bluehook", "trigger"],
+            vec!["bluehook", "trigger", "message.read", "--count", "0"],
         ] {
             assert!(Cli::try_parse_from(&bad).is_err(), "{bad:?}");
         }

@@ -3,12 +3,13 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -17,14 +18,21 @@ use tokio::sync::mpsc;
 
 use super::Failure;
 use crate::admin::wire::ProblemJson;
+use crate::admin::{AdminContext, routes};
 
 pub type Body = BoxBody<Bytes, std::io::Error>;
 
 pub struct Client {
     pub socket: PathBuf,
+    /// Answers what can be read while nobody listens on the socket.
+    pub stopped: Option<Arc<AdminContext>>,
 }
 
 impl Client {
+    pub async fn is_answered(&self) -> bool {
+        tokio::net::UnixStream::connect(&self.socket).await.is_ok()
+    }
+
     /// # Errors
     /// The appliance can't be reached, or answers with a problem.
     pub async fn send(
@@ -32,27 +40,19 @@ impl Client {
         method: Method,
         path: &str,
         body: Body,
-    ) -> Result<Response<Incoming>, Failure> {
-        let away = |e: &dyn std::fmt::Display| {
-            Failure::unreachable(format!(
-                "cannot reach bluehook at {}: {e}; start it with `bluehook serve`, or give --socket",
-                self.socket.display()
-            ))
+    ) -> Result<Response<Body>, Failure> {
+        let answer = match &self.stopped {
+            Some(cx) => {
+                let request = self.request(method, path, body)?;
+                routes::respond(cx, request).await
+            }
+            None => self.ask(method, path, body).await?,
         };
-        let stream = tokio::net::UnixStream::connect(&self.socket).await.map_err(|e| away(&e))?;
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-        let (mut sender, connection) = handshake.await.map_err(|e| away(&e))?;
-        tokio::spawn(connection);
-        let request = Request::builder().method(method).uri(path).header("host", "localhost");
-        let request = request
-            .body(body)
-            .map_err(|e| Failure::failed(format!("cannot ask for {path}: {e}")))?;
-        let answer = sender.send_request(request).await.map_err(|e| away(&e))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
         let status = answer.status().as_u16();
-        let text = answer.into_body().collect().await.map_err(|e| away(&e))?.to_bytes();
+        let text = answer.into_body().collect().await.map_err(|e| self.away(&e))?.to_bytes();
         let detail = match serde_json::from_slice::<ProblemJson>(&text) {
             Ok(problem) => problem.detail,
             Err(_) => format!("bluehook answered {status}; see its log"),
@@ -62,6 +62,29 @@ impl Client {
             404 => Failure::not_found(detail),
             _ => Failure::failed(detail),
         })
+    }
+
+    fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, Failure> {
+        let request = Request::builder().method(method).uri(path).header("host", "localhost");
+        request.body(body).map_err(|e| Failure::usage(format!("cannot ask for {path}: {e}")))
+    }
+
+    fn away(&self, why: &dyn std::fmt::Display) -> Failure {
+        Failure::unreachable(format!(
+            "cannot reach bluehook at {}: {why}; start it with `bluehook serve`, or give --socket",
+            self.socket.display()
+        ))
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Body) -> Result<Response<Body>, Failure> {
+        let request = self.request(method, path, body)?;
+        let stream =
+            tokio::net::UnixStream::connect(&self.socket).await.map_err(|e| self.away(&e))?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+        let (mut sender, connection) = handshake.await.map_err(|e| self.away(&e))?;
+        tokio::spawn(connection);
+        let answer = sender.send_request(request).await.map_err(|e| self.away(&e))?;
+        Ok(answer.map(|body| body.map_err(io::Error::other).boxed()))
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
@@ -86,7 +109,7 @@ fn whole(bytes: Vec<u8>) -> Body {
     Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed()
 }
 
-pub async fn read<T: DeserializeOwned>(answer: Response<Incoming>) -> Result<T, Failure> {
+pub async fn read<T: DeserializeOwned>(answer: Response<Body>) -> Result<T, Failure> {
     let cut = |e: &dyn std::fmt::Display| {
         Failure::failed(format!("the answer cannot be read: {e}; is it the same version?"))
     };
@@ -131,8 +154,6 @@ impl hyper::body::Body for Fed {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::admin::socket;
 
@@ -140,7 +161,7 @@ mod tests {
     async fn answers_and_problems_come_through_the_socket() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
-        let client = Client { socket: path.clone() };
+        let client = Client { socket: path.clone(), stopped: None };
         let nobody = client.get::<String>("/x").await.unwrap_err();
         assert_eq!(nobody.code, super::super::UNREACHABLE);
 

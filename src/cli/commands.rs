@@ -1,18 +1,16 @@
 //! Verbs that ask the running appliance.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{BufRead, IsTerminal as _, Write as _};
 
 use http_body_util::BodyExt as _;
 use hyper::Method;
 
 use super::args::{Command, Common, Dead, DeadChange, Events, Filter, Trigger};
 use super::client::{Client, empty, read};
-use super::render::{bytes, escape, table, width};
-use super::time::relative;
-use super::{FAILED, Failure, print, print_json, settings};
+use super::render::{Style, escape};
+use super::{FAILED, Failure, USAGE, print, print_json, settings, show, stopped, tail};
 use crate::admin::wire::{
-    Changed, DeliveryItem, EventJson, Imported, PageJson, Selection, StatusJson, StreamItem,
-    TriggerRequest, Triggered,
+    Changed, EventJson, Imported, PageJson, Selection, StatusJson, TriggerRequest, Triggered,
 };
 use crate::admin::{sample, send};
 use crate::clock::{Clock as _, SystemClock, Timestamp};
@@ -23,20 +21,21 @@ pub async fn run(common: &Common, command: Command) -> Result<(), Failure> {
     if let Command::Trigger(trigger) = &command {
         return self::trigger(common, trigger).await;
     }
-    let client = Client { socket: settings::socket(common)? };
+    let client = stopped::client(common, &command).await?;
     match command {
         Command::Events(Events::List { filter, handler, limit }) => {
-            list(common, &client, "events", &selection(filter, handler), limit, event_rows).await
+            list(common, &client, "events", &selection(filter, handler), limit, show::events).await
         }
         Command::Events(Events::Show { id }) => show(common, &client, &id).await,
-        Command::Events(Events::Tail) => tail(common, &client).await,
+        Command::Events(Events::Tail) => tail::tail(common, &client).await,
         Command::Dead(Dead::List { filter, handler, limit }) => {
-            list(common, &client, "dead", &selection(filter, handler), limit, dead_rows).await
+            list(common, &client, "dead", &selection(filter, handler), limit, show::dead).await
         }
         Command::Dead(Dead::Replay(change)) => dead_change(common, &client, "replay", change).await,
         Command::Dead(Dead::Discard { change, yes }) => {
-            if change.all && !change.dry_run && !yes {
-                confirm()?;
+            if needs_consent(&change, yes) {
+                let stdin = std::io::stdin();
+                confirm(stdin.is_terminal(), &mut stdin.lock())?;
             }
             dead_change(common, &client, "discard", change).await
         }
@@ -94,8 +93,9 @@ async fn list<T: serde::de::DeserializeOwned + serde::Serialize>(
     what: &str,
     selection: &Selection,
     mut left: usize,
-    rows: fn(&[T]) -> String,
+    rows: fn(&[T], Timestamp, Style) -> String,
 ) -> Result<(), Failure> {
+    let style = Style::of(common);
     let mut cursor: Option<String> = None;
     while left > 0 {
         let mut q = query(selection);
@@ -103,14 +103,16 @@ async fn list<T: serde::de::DeserializeOwned + serde::Serialize>(
         if let Some(cursor) = &cursor {
             q.append_pair("cursor", cursor);
         }
-        let page: PageJson<T> = client.get(&format!("/api/v1/{what}?{}", q.finish())).await?;
-        left = left.saturating_sub(page.items.len());
+        let mut page: PageJson<T> = client.get(&format!("/api/v1/{what}?{}", q.finish())).await?;
+        // A page of dead letters does not end within an event, so it may be longer.
+        page.items.truncate(left);
+        left -= page.items.len();
         if common.json {
             for item in &page.items {
                 print_json(item)?;
             }
         } else if !page.items.is_empty() {
-            print(&rows(&page.items))?;
+            print(&rows(&page.items, now(), style))?;
         }
         cursor = page.next_cursor;
         if cursor.is_none() {
@@ -124,27 +126,6 @@ fn now() -> Timestamp {
     SystemClock::new().now().wall
 }
 
-fn event_rows(items: &[EventJson]) -> String {
-    let row = |e: &EventJson| {
-        let states: Vec<_> =
-            e.deliveries.iter().map(|d| format!("{}: {}", d.handler, d.state)).collect();
-        let when = relative(&e.received_at, now());
-        vec![e.seq.to_string(), when, e.kind.clone(), e.event_id.clone(), states.join(", ")]
-    };
-    let rows: Vec<_> = items.iter().map(row).collect();
-    table(&["SEQ", "RECEIVED", "TYPE", "ID", "DELIVERIES"], &rows, width())
-}
-
-fn dead_rows(items: &[DeliveryItem]) -> String {
-    let row = |d: &DeliveryItem| {
-        let reason = d.delivery.reason.clone().unwrap_or_default();
-        let when = relative(&d.received_at, now());
-        vec![when, d.kind.clone(), d.event_id.clone(), d.delivery.handler.clone(), reason]
-    };
-    let rows: Vec<_> = items.iter().map(row).collect();
-    table(&["RECEIVED", "TYPE", "ID", "HANDLER", "REASON"], &rows, width())
-}
-
 async fn show(common: &Common, client: &Client, id: &str) -> Result<(), Failure> {
     let id: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
     let id = id.replace('+', "%20");
@@ -152,83 +133,7 @@ async fn show(common: &Common, client: &Client, id: &str) -> Result<(), Failure>
     if common.json {
         return print_json(&event);
     }
-    let mut text = format!(
-        "{}  {}\nsource {}, seq {}, received {}, signature {}, duplicates {}{}\n",
-        escape(&event.event_id),
-        escape(&event.kind),
-        escape(&event.source),
-        event.seq,
-        event.received_at,
-        event.verified_by,
-        event.duplicates,
-        if event.conflict { ", a duplicate had another body" } else { "" },
-    );
-    let payload = event.payload.as_deref().or(event.payload_base64.as_deref()).unwrap_or_default();
-    text.push_str(&format!("{}\n", escape(payload)));
-    for d in &event.deliveries {
-        let due = d.due_at.as_ref().map(|due| format!(", due {}", relative(due, now())));
-        let due = due.unwrap_or_default();
-        text.push_str(&format!("\n{}: {}{due}\n", escape(&d.handler), d.state));
-        for a in &d.attempts {
-            let reason = a.reason.as_deref().unwrap_or_default();
-            text.push_str(&format!(
-                "  {} {} {} in {} ms {}\n",
-                a.number,
-                a.started_at,
-                a.outcome,
-                a.took_ms,
-                escape(reason)
-            ));
-            for (mark, part) in [("-->", &a.request), ("<--", &a.response)] {
-                for line in part.iter().flat_map(|part| part.lines()) {
-                    text.push_str(&format!("    {mark} {}\n", escape(line)));
-                }
-            }
-        }
-    }
-    print(&text)
-}
-
-async fn tail(common: &Common, client: &Client) -> Result<(), Failure> {
-    let mut answer = client.send(Method::GET, "/api/v1/events/stream", empty()).await?;
-    let mut rest: Vec<u8> = Vec::new();
-    while let Some(frame) = answer.frame().await {
-        let frame = frame.map_err(|e| {
-            Failure::unreachable(format!("the stream was cut off: {e}; is bluehook still running?"))
-        })?;
-        rest.extend(frame.into_data().unwrap_or_default());
-        while let Some(at) = rest.iter().position(|&b| b == b'\n') {
-            let line: Vec<u8> = rest.drain(..=at).collect();
-            let line = String::from_utf8_lossy(&line);
-            let Some(json) = line.trim_end().strip_prefix("data: ") else { continue };
-            if common.json {
-                print(&format!("{json}\n"))?;
-            } else if let Ok(item) = serde_json::from_str::<StreamItem>(json) {
-                print(&tail_line(&item))?;
-            }
-        }
-    }
-    Err(Failure::unreachable("the stream ended: bluehook stopped; start it with `bluehook serve`"))
-}
-
-fn tail_line(item: &StreamItem) -> String {
-    match item {
-        StreamItem::Event(e) => {
-            format!("--> {} {} {}\n", e.received_at, escape(&e.kind), escape(&e.event_id))
-        }
-        StreamItem::Attempt { event_id, event_type, handler, state, attempt, .. } => {
-            let reason = attempt.reason.as_deref().map(|r| format!(" ({})", escape(r)));
-            format!(
-                "<-- {} {} {} {} {state} {} ms{}\n",
-                attempt.started_at,
-                escape(event_type),
-                escape(event_id),
-                escape(handler),
-                attempt.took_ms,
-                reason.unwrap_or_default()
-            )
-        }
-    }
+    print(&show::event(&event, now(), Style::of(common)))
 }
 
 async fn dead_change(
@@ -259,13 +164,21 @@ fn report(common: &Common, what: &str, changed: &Changed) -> Result<(), Failure>
     print(&format!("{what}: {} deliveries of {} events{dry}\n", changed.deliveries, changed.events))
 }
 
-fn confirm() -> Result<(), Failure> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("`dead discard --all` is for good: add --yes to mean it"));
+/// A discard is for good, and a filter may mean more than its writer thinks.
+fn needs_consent(change: &DeadChange, yes: bool) -> bool {
+    let bulk = change.all || change.handler.is_some() || change.filter != Filter::default();
+    bulk && change.ids.is_empty() && !change.dry_run && !yes
+}
+
+fn confirm(terminal: bool, answers: &mut impl BufRead) -> Result<(), Failure> {
+    if !terminal {
+        return Err(Failure::usage(
+            "this discards dead deliveries in bulk, for good: add --yes to mean it, or --dry-run to count",
+        ));
     }
-    let _ = write!(std::io::stderr(), "Discard all dead deliveries for good? [y/N] ");
+    let _ = write!(std::io::stderr(), "Discard all these dead deliveries for good? [y/N] ");
     let mut line = String::new();
-    let _ = std::io::stdin().read_line(&mut line);
+    let _ = answers.read_line(&mut line);
     if matches!(line.trim(), "y" | "Y" | "yes") {
         return Ok(());
     }
@@ -277,38 +190,7 @@ async fn status(common: &Common, client: &Client) -> Result<(), Failure> {
     if common.json {
         print_json(&status)?;
     } else {
-        let note = status.note.as_deref().map(|n| format!(": {}", escape(n))).unwrap_or_default();
-        let oldest = status.oldest_undelivered.as_ref().map(|t| relative(t, now()));
-        print(&format!(
-            "{}{note}\nbluehook {}, started {}, listening on {}\n{} events, {} waiting, {} dead, oldest undelivered {}\nlog {}, index {}, {} free\n",
-            status.health,
-            status.version,
-            relative(&status.started_at, now()),
-            escape(&status.listen.join(", ")),
-            status.events,
-            status.backlog,
-            status.dead,
-            oldest.as_deref().unwrap_or("none"),
-            bytes(status.log_bytes),
-            bytes(status.index_bytes),
-            bytes(status.disk_free_bytes),
-        ))?;
-        for d in &status.damage {
-            let (first, last) = (d.first_seq, d.last_seq);
-            print(&format!("records {first} to {last} lost in {} at {}\n", d.segment, d.offset))?;
-        }
-        let row = |h: &crate::admin::wire::HandlerJson| {
-            let state = match (h.configured, h.paused) {
-                (false, _) => "parked",
-                (true, true) => "paused",
-                (true, false) => "active",
-            };
-            let n = |n: u64| n.to_string();
-            vec![h.name.clone(), state.to_owned(), n(h.running), n(h.scheduled), n(h.dead)]
-        };
-        let rows: Vec<_> = status.handlers.iter().map(row).collect();
-        let head = ["HANDLER", "STATE", "RUNNING", "WAITING", "DEAD"];
-        print(&table(&head, &rows, width()))?;
+        print(&show::status(&status, now(), Style::of(common)))?;
     }
     if status.is_healthy() { Ok(()) } else { Err(Failure { code: FAILED, message: String::new() }) }
 }
@@ -340,6 +222,11 @@ async fn import(common: &Common, client: &Client, file: &std::path::Path) -> Res
     fed.map_err(|e| {
         Failure::failed(format!("cannot read {}: {e}; check the file", file.display()))
     })?;
+    // The call was right, the file is not: that is no wrong usage.
+    let answer = answer.map_err(|failure| match failure.code {
+        USAGE => Failure::failed(failure.message),
+        _ => failure,
+    });
     let done: Imported = read(answer?).await?;
     if common.json {
         return print_json(&done);
@@ -361,7 +248,7 @@ async fn trigger(common: &Common, asked: &Trigger) -> Result<(), Failure> {
     for _ in 0..asked.count {
         let done: Triggered = match &asked.to {
             None => {
-                let client = Client { socket: settings::socket(common)? };
+                let client = Client { socket: settings::socket(common)?, stopped: None };
                 client.post("/api/v1/trigger", &request).await?
             }
             Some(url) => {
@@ -391,4 +278,40 @@ async fn trigger(common: &Common, asked: &Trigger) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::failed(format!("{refused} of {} were not accepted; see the log", asked.count)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change() -> DeadChange {
+        DeadChange {
+            ids: vec![],
+            filter: Filter::default(),
+            handler: None,
+            all: false,
+            dry_run: false,
+        }
+    }
+
+    #[test]
+    fn a_discard_in_bulk_asks_first_one_by_id_or_without_effect_does_not() {
+        let all = || DeadChange { all: true, ..change() };
+        assert!(needs_consent(&all(), false));
+        assert!(needs_consent(&DeadChange { handler: Some("crm".into()), ..change() }, false));
+        let kind = Filter { kind: Some("*".into()), ..Filter::default() };
+        assert!(needs_consent(&DeadChange { filter: kind, ..change() }, false));
+        assert!(!needs_consent(&all(), true));
+        assert!(!needs_consent(&DeadChange { dry_run: true, ..all() }, false));
+        assert!(!needs_consent(&DeadChange { ids: vec!["evt_1".into()], ..change() }, false));
+    }
+
+    #[test]
+    fn only_a_yes_on_a_terminal_discards() {
+        assert_eq!(confirm(true, &mut &b"y\n"[..]), Ok(()));
+        for no in ["n\n", "\n", "", "yep\n"] {
+            assert_eq!(confirm(true, &mut no.as_bytes()).unwrap_err().code, FAILED, "{no:?}");
+        }
+        assert_eq!(confirm(false, &mut &b"y\n"[..]).unwrap_err().code, USAGE);
+    }
 }

@@ -6,6 +6,9 @@ mod commands;
 mod local;
 mod render;
 mod settings;
+mod show;
+mod stopped;
+mod tail;
 mod time;
 
 use std::ffi::OsString;
@@ -24,7 +27,7 @@ pub const UNREACHABLE: u8 = 4;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub code: u8,
-    /// Empty where nothing is to be said.
+    /// Empty where nothing is to be said; otherwise a line, or one for each problem.
     pub message: String,
 }
 
@@ -72,20 +75,24 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         command => dispatch(&cli.common, command),
     };
     let Err(failure) = done else { return 0 };
-    if !failure.message.is_empty() {
-        let _ = writeln!(io::stderr(), "bluehook: {}", render::escape(&failure.message));
-    }
+    failure.message.lines().for_each(warn);
     failure.code
+}
+
+/// One line to standard error.
+fn warn(line: &str) {
+    // Nobody to tell where that is closed.
+    let _ = writeln!(io::stderr(), "bluehook: {}", render::escape(line));
 }
 
 fn dispatch(common: &args::Common, command: Command) -> Result<(), Failure> {
     match command {
         Command::Check => local::check(common),
         Command::Store(args::StoreCommand::Check { data_dir }) => {
-            local::store_check(common, &data_dir)
+            local::store_check(common, data_dir.as_deref())
         }
-        Command::Store(args::StoreCommand::Repair { .. }) => {
-            Err(Failure::usage("`store repair` is not built yet"))
+        Command::Store(args::StoreCommand::Repair { data_dir }) => {
+            local::store_repair(common, data_dir.as_deref())
         }
         Command::Secret(args::SecretCommand::Generate) => local::secret(),
         Command::Completions { shell } => local::completions(shell),

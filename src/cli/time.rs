@@ -26,9 +26,9 @@ fn parse(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     Ok(Timestamp(now.0.saturating_sub(unit_ms.saturating_mul(i64::from(count)))))
 }
 
-/// `12s ago`, `in 5m`; the text itself where it is no time.
+/// `12s ago`, `in 5m`; the text itself, escaped, where it is no time.
 pub fn relative(text: &str, now: Timestamp) -> String {
-    let Some(time) = Timestamp::parse_rfc3339(text) else { return text.to_owned() };
+    let Some(time) = Timestamp::parse_rfc3339(text) else { return super::render::escape(text) };
     let (ms, future) = if time > now { (time.0 - now.0, true) } else { (now.0 - time.0, false) };
     let seconds = ms / 1_000;
     let span = match seconds {

@@ -236,4 +236,13 @@ impl Store {
         };
         written + 1
     }
+
+    /// The newest record that is safe on disk now; the index may be a moment behind it.
+    #[must_use]
+    pub fn durable_seq(&self) -> Seq {
+        match &self.inner.appender {
+            Some(appender) => appender.progress().borrow().durable,
+            None => self.inner.index.progress().borrow().durable,
+        }
+    }
 }

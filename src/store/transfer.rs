@@ -210,6 +210,14 @@ impl AttemptJson {
     }
 }
 
+/// Why a line was not imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImportError {
+    /// It does not describe an event: which field, and why.
+    Line(String),
+    Append(AppendError),
+}
+
 /// How many events are looked up at a time.
 const EXPORT_CHUNK: usize = 256;
 
@@ -218,27 +226,29 @@ pub struct Export {
     store: Store,
     filter: EventFilter,
     next: Seq,
+    /// What is stored later is not part of it.
+    end: Seq,
     ready: std::vec::IntoIter<Seq>,
 }
 
 impl Store {
     #[must_use]
     pub fn export(&self, filter: EventFilter) -> Export {
-        Export { store: self.clone(), filter, next: 1, ready: Vec::new().into_iter() }
+        let end = self.next_seq();
+        Export { store: self.clone(), filter, next: 1, end, ready: Vec::new().into_iter() }
     }
 
     /// Brings an exported event in; a second time changes nothing. Tells whether it was new.
     ///
     /// # Errors
     /// The line does not describe an event, or it could not be stored.
-    pub async fn import(&self, json: &EventJson) -> Result<bool, String> {
-        let event = json.to_event()?;
+    pub async fn import(&self, json: &EventJson) -> Result<bool, ImportError> {
+        let event = json.to_event().map_err(ImportError::Line)?;
         // All of it is checked before any of it is stored.
         for delivery in &json.deliveries {
-            delivery.to_delivery(1)?;
+            delivery.to_delivery(1).map_err(ImportError::Line)?;
         }
-        let refused = |e: AppendError| format!("event {}: cannot be stored: {e:?}", json.event_id);
-        let receipt = self.append_event(event).await.map_err(refused)?;
+        let receipt = self.append_event(event).await.map_err(ImportError::Append)?;
         let seq = receipt.seq();
         if receipt.is_duplicate() {
             self.wait_applied(seq).await;
@@ -248,12 +258,12 @@ impl Store {
             }
         }
         for delivery in &json.deliveries {
-            let (delivery, attempts) = delivery.to_delivery(seq)?;
+            let (delivery, attempts) = delivery.to_delivery(seq).map_err(ImportError::Line)?;
             if receipt.is_duplicate() && self.delivery(&delivery.key).is_some() {
                 continue;
             }
             let record = Record::Snapshot { delivery, attempts, as_of: seq };
-            self.append_durable(record).await.map_err(refused)?;
+            self.append_durable(record).await.map_err(ImportError::Append)?;
         }
         Ok(!receipt.is_duplicate())
     }
@@ -282,11 +292,12 @@ impl Iterator for Export {
             }
             let from = self.next;
             let (heads, next) = self.store.heads_from(from, EXPORT_CHUNK);
-            if heads.is_empty() {
+            if heads.is_empty() || from >= self.end {
                 return None;
             }
             self.next = next;
-            let seqs: Vec<Seq> = heads.into_iter().map(|h| h.seq).collect();
+            let end = self.end;
+            let seqs: Vec<Seq> = heads.into_iter().map(|h| h.seq).filter(|&s| s < end).collect();
             self.ready = seqs.into_iter();
         }
     }

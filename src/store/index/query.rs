@@ -389,12 +389,12 @@ impl View<'_> {
         let mut to = cursor.map_or(end, |seq| keys::of_event(family, seq).0);
         let mut items = Vec::new();
         let mut before = None;
-        for _ in 0..LOOKED_AT_MAX {
+        for looked_at in 0.. {
             let Some((key, _)) = self.kv.range_back(&from, &to, 1)?.pop() else {
                 return Ok(Page { items, next: None });
             };
             let seq = keys::first_number(&key);
-            if items.len() >= limit && seq != before {
+            if (items.len() >= limit || looked_at >= LOOKED_AT_MAX) && seq != before {
                 return Ok(Page { items, next: before });
             }
             to = key.clone();

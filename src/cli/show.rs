@@ -1,0 +1,151 @@
+//! Events, dead letters and the status as people read them.
+
+use super::render::{Cell, Style, bytes, escape, table};
+use super::time::relative;
+use crate::admin::wire::{
+    BACKLOG_COUNT_MAX, DeliveryItem, DeliveryJson, EventJson, HandlerJson, StatusJson,
+};
+use crate::clock::Timestamp;
+
+pub fn events(items: &[EventJson], now: Timestamp, style: Style) -> String {
+    let row = |e: &EventJson| {
+        let states: Vec<_> =
+            e.deliveries.iter().map(|d| format!("{}: {}", d.handler, d.state)).collect();
+        let deliveries = Cell::in_state(states.join(", "), worst(&e.deliveries));
+        let when = relative(&e.received_at, now);
+        vec![
+            e.seq.to_string().into(),
+            when.into(),
+            (&e.kind).into(),
+            (&e.event_id).into(),
+            deliveries,
+        ]
+    };
+    let head = ["SEQ", "RECEIVED", "TYPE", "ID", "DELIVERIES"];
+    table(&head, items.iter().map(row).collect(), style)
+}
+
+/// The state that wants attention first.
+fn worst(deliveries: &[DeliveryJson]) -> &str {
+    let rank = |state: &str| match state {
+        "dead" => 3,
+        "scheduled" | "running" => 2,
+        "delivered" => 1,
+        _ => 0,
+    };
+    deliveries.iter().map(|d| d.state.as_str()).max_by_key(|state| rank(state)).unwrap_or("")
+}
+
+pub fn dead(items: &[DeliveryItem], now: Timestamp, style: Style) -> String {
+    let row = |d: &DeliveryItem| {
+        let reason = d.delivery.reason.as_deref().unwrap_or_default();
+        let when = relative(&d.received_at, now);
+        let reason = Cell::in_state(reason, "dead");
+        vec![
+            when.into(),
+            (&d.kind).into(),
+            (&d.event_id).into(),
+            (&d.delivery.handler).into(),
+            reason,
+        ]
+    };
+    let head = ["RECEIVED", "TYPE", "ID", "HANDLER", "REASON"];
+    table(&head, items.iter().map(row).collect(), style)
+}
+
+pub fn event(event: &EventJson, now: Timestamp, style: Style) -> String {
+    let mut text = format!(
+        "{}  {}\nsource {}, seq {}, received {} ({}), signature {}, duplicates {}{}\n",
+        escape(&event.event_id),
+        escape(&event.kind),
+        escape(&event.source),
+        event.seq,
+        escape(&event.received_at),
+        relative(&event.received_at, now),
+        escape(&event.verified_by),
+        event.duplicates,
+        if event.conflict { ", a duplicate had another body" } else { "" },
+    );
+    let payload = event.payload.as_deref().or(event.payload_base64.as_deref()).unwrap_or_default();
+    text.push_str(&format!("{}\n", escape(payload)));
+    for d in &event.deliveries {
+        let due = d.due_at.as_ref().map(|due| format!(", due {}", relative(due, now)));
+        let state = style.paint(&d.state, &escape(&d.state));
+        text.push_str(&format!("\n{}: {state}{}\n", escape(&d.handler), due.unwrap_or_default()));
+        for a in &d.attempts {
+            let outcome = style.paint(&a.outcome, &escape(&a.outcome));
+            let reason = a.reason.as_deref().map(|r| format!(": {}", escape(r)));
+            text.push_str(&format!(
+                "  attempt {}, {}, {outcome} in {} ms{}\n",
+                a.number,
+                escape(&a.started_at),
+                a.took_ms,
+                reason.unwrap_or_default()
+            ));
+            for (mark, part) in [("-->", &a.request), ("<--", &a.response)] {
+                for line in part.iter().flat_map(|part| part.lines()) {
+                    text.push_str(&format!("    {mark} {}\n", escape(line)));
+                }
+            }
+        }
+    }
+    text
+}
+
+pub fn status(status: &StatusJson, now: Timestamp, style: Style) -> String {
+    let note = status.note.as_deref().map(|n| format!(": {}", escape(n))).unwrap_or_default();
+    let oldest = status.oldest_undelivered.as_ref().map(|t| relative(t, now));
+    // Where one handler's count ends early, so does the sum.
+    let more = status.handlers.iter().any(|h| h.behind >= BACKLOG_COUNT_MAX);
+    let mut text = format!(
+        "{}{note}\nbluehook {}, started {}, listening on {}\n{} events, {}{} waiting, {} dead, \
+         oldest undelivered {}\nlog {}, index {}, {} free\n",
+        style.paint(&status.health, &escape(&status.health)),
+        escape(&status.version),
+        relative(&status.started_at, now),
+        escape(&status.listen.join(", ")),
+        status.events,
+        status.backlog,
+        if more { "+" } else { "" },
+        status.dead,
+        oldest.as_deref().unwrap_or("none"),
+        bytes(status.log_bytes),
+        bytes(status.index_bytes),
+        bytes(status.disk_free_bytes),
+    );
+    for d in &status.damage {
+        let (first, last) = (d.first_seq, d.last_seq);
+        let file = escape(&d.segment);
+        text.push_str(&format!(
+            "lost: records {first} to {last}, in {file} at byte {}\n",
+            d.offset
+        ));
+    }
+    if status.handlers.is_empty() {
+        text.push_str("no handlers: add a [[handler]] to the configuration\n");
+        return text;
+    }
+    let head = ["HANDLER", "STATE", "RUNNING", "WAITING", "BEHIND", "DEAD", "OLDEST", "NEXT TRY"];
+    text.push_str(&table(&head, status.handlers.iter().map(|h| row(h, now)).collect(), style));
+    text
+}
+
+fn row(h: &HandlerJson, now: Timestamp) -> Vec<Cell> {
+    let state = match (h.configured, h.paused) {
+        (false, _) => "parked",
+        (true, true) => "paused",
+        (true, false) => "active",
+    };
+    let more = if h.behind >= BACKLOG_COUNT_MAX { "+" } else { "" };
+    let time = |t: &Option<String>| t.as_ref().map_or(String::from("-"), |t| relative(t, now));
+    vec![
+        (&h.name).into(),
+        Cell::in_state(state, state),
+        h.running.to_string().into(),
+        h.scheduled.to_string().into(),
+        format!("{}{more}", h.behind).into(),
+        h.dead.to_string().into(),
+        time(&h.oldest_undelivered).into(),
+        time(&h.next_due_at).into(),
+    ]
+}
