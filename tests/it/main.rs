@@ -1,5 +1,5 @@
 //! Tests that run the real binary against real sockets, files and processes, and the house rules.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod canonical;
 mod cli;

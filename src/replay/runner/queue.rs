@@ -40,9 +40,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut queue: mpsc::UnboundedReceiver<
                 let as_of = key.event;
                 let delivery =
                     Delivery { key, generation: 0, attempts: 0, open_attempt: None, state };
-                shared
-                    .append(Record::Snapshot { delivery, attempts: vec![], as_of }, still)
-                    .await;
+                shared.append(Record::Snapshot { delivery, attempts: vec![], as_of }, still).await;
             }
             Command::Moved { handler, to } => {
                 shared.append(Record::HandlerMoved { handler, to }, still).await;
