@@ -76,15 +76,13 @@ fn sigkill_at_random_moments_loses_nothing_that_was_acknowledged() {
     println!("{kills} kills, {} acknowledged, slowest start {slowest:?}", acknowledged.len());
 
     let handled = server.dir.path().join("events.jsonl");
-    eventually("every stored event has been handled", || {
-        let backlog = server.cli_json(&["status"]).pop()?["backlog"].as_u64()?;
-        (backlog == 0 || all_in(&acknowledged, &handled)).then_some(())
+    eventually("every acknowledged event has been handled", || {
+        all_in(&acknowledged, &handled).then_some(())
     });
     let stored = exported_ids(&server);
     let missing: Vec<_> = acknowledged.iter().filter(|id| !stored.contains_key(*id)).collect();
     assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
     assert!(stored.values().all(|&n| n == 1), "an event is stored twice");
-    assert!(all_in(&acknowledged, &handled), "an acknowledged event was never handled");
 }
 
 fn all_in(ids: &[String], file: &std::path::Path) -> bool {

@@ -104,7 +104,7 @@ fn methods_and_paths_have_their_answers() {
 
 #[test]
 fn without_a_secret_only_pings_get_200() {
-    let server = Server::start("");
+    let server = Server::start(&format!("[[source]]\nname = \"bluereplies\"\npath = \"{PATH}\"\n"));
     assert_eq!(post(&server, &[], b"").status, 200);
     let response = post_signed(&server, br#"{"type":"message.read"}"#);
     assert_eq!(response.status, 503);

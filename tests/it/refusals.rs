@@ -52,7 +52,7 @@ fn a_handler_of_two_kinds_is_refused() {
     let config = format!(
         "{BASIC}[[handler]]\nname = \"two\"\nevents = [\"*\"]\nfile = {{ path = \"/x\" }}\nexec = {{ command = [\"/bin/true\"] }}\n"
     );
-    assert_refused(&config, 2, &["two", "http", "exec", "file"]);
+    assert_refused(&config, 2, &["bluehook.toml:4", "handler[0]", "http", "exec", "file"]);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_port_in_use_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     let config = format!("data_dir = \"{{dir}}/data\"\n[intake]\nlisten = [\"{addr}\"]\n");
-    assert_refused(&config, 1, &[&addr, "in use"]);
+    assert_refused(&config, 1, &[&addr, "another program uses the port", "intake.listen"]);
 }
 
 #[test]

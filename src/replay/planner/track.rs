@@ -1,5 +1,7 @@
 //! One handler's part of the planner.
 
+mod settling;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::lanes::Lanes;
@@ -10,7 +12,7 @@ use super::{
 };
 use crate::clock::Timestamp;
 use crate::config::Order;
-use crate::delivery::{self, Attempt, DeliveryKey, Generation, Outcome, Seq, State};
+use crate::delivery::{Attempt, DeliveryKey, Generation, Outcome, Seq, State};
 
 /// What a step may use.
 pub(super) struct Step<'a> {
@@ -352,85 +354,6 @@ impl Track {
         }
         self.slots.insert(job.event, slot);
         true
-    }
-
-    // --- answers from the runner ---
-
-    pub(super) fn finished(&mut self, event: Seq, attempt: Attempt, step: &mut Step) {
-        let Some(Slot::Running(job)) = self.slots.get(&event) else { return };
-        let job = Job { attempts: attempt.number, ..*job };
-        self.running -= 1;
-        self.settle(job, attempt, step);
-    }
-
-    fn settle(&mut self, job: Job, attempt: Attempt, step: &mut Step) {
-        let (schedule, random) = (&self.plan.schedule, step.rng.f64());
-        let next = delivery::settle(attempt.number, &attempt.outcome, schedule, step.now, random);
-        let (due, retry) = match next {
-            State::Scheduled { due } => (due, true),
-            _ => (job.due, false),
-        };
-        let job = Job { due, first: false, ..job };
-        self.logging += 1;
-        self.slots.insert(job.event, Slot::Logging { job, retry });
-        step.out.push(Command::Settle { key: self.key(job.event), attempt, next });
-    }
-
-    pub(super) fn dropped(&mut self, event: Seq, step: &mut Step) {
-        let Some(Slot::Running(job)) = self.slots.get(&event).copied() else { return };
-        self.running -= 1;
-        self.slots.remove(&event);
-        self.release(&job, step.now);
-        self.look_for_due(step.now);
-    }
-
-    pub(super) fn logged(&mut self, event: Seq, seq: Seq, step: &mut Step) {
-        let Some(Slot::Logging { job, retry }) = self.slots.get(&event).copied() else { return };
-        self.logging -= 1;
-        if let Phase::Draining { gate } = self.phase {
-            self.phase = Phase::Draining { gate: gate.max(seq) };
-            self.slots.remove(&event);
-            return;
-        }
-        self.slots.insert(event, Slot::Fenced { job, retry });
-        self.fences.insert((seq, event));
-        if !retry {
-            self.release(&job, step.now);
-        }
-    }
-
-    /// Gives the lane on, where the delivery held one.
-    fn release(&mut self, job: &Job, now: Timestamp) {
-        let Some(next) = job.lane.and_then(|lane| self.lanes.release(lane, job.event)) else {
-            return;
-        };
-        if let Some(Slot::Waiting(next)) = self.slots.remove(&next) {
-            self.admit(next, true, now);
-        }
-    }
-
-    /// What the index has taken in is free again. Not while an answer is on its way that may have
-    /// been read before.
-    fn lift_fences(&mut self, step: &Step) {
-        while !self.fetching_due {
-            let Some(&(seq, event)) = self.fences.first() else { return };
-            if seq > step.applied {
-                return;
-            }
-            self.fences.pop_first();
-            let Some(Slot::Fenced { job, retry }) = self.slots.remove(&event) else { continue };
-            if job.superseded {
-                self.look_for_due(step.now);
-            }
-            match job.lane {
-                _ if !retry => {}
-                Some(_) => {
-                    self.admit(job, true, step.now);
-                }
-                // It comes back from the index.
-                None => self.look_at = self.look_at.min(job.due),
-            }
-        }
     }
 
     // --- going on ---
