@@ -16,7 +16,7 @@ pub(super) enum Socket {
     Unix(UnixListener),
 }
 
-/// Sockets that accept from now on (the kernel queues), served by [`super::serve`].
+/// Sockets that accept from now on (the kernel queues), served by [`super::serve()`].
 pub struct Bound {
     pub(super) sockets: Vec<Socket>,
     addresses: Vec<Listen>,

@@ -90,7 +90,7 @@ impl std::error::Error for ParseError {}
 /// `JSON.stringify(JSON.parse(bytes))` as UTF-8.
 ///
 /// # Errors
-/// As [`parse`].
+/// As [`parse()`].
 pub fn canonical(bytes: &[u8]) -> Result<Vec<u8>, ParseError> {
     Ok(write::stringify(&parse(bytes)?))
 }
