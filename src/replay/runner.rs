@@ -6,6 +6,7 @@
 
 mod queue;
 mod reads;
+mod settle;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 
 use super::planner::{Command, HandlerPlan, HandlerSnapshot, Input, Planner};
 use crate::clock::{Clock, Timestamp};
@@ -26,6 +27,7 @@ use crate::handler::{Call, Handler, Report};
 use crate::store::record::Record;
 use crate::store::{AppendError, Progress, Store};
 use queue::Queued;
+use settle::Settled;
 
 /// How long running handlers may go on after a stop was asked for.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -153,6 +155,8 @@ pub fn start(store: Store, clock: Arc<dyn Clock>, handlers: Vec<RunnerHandler>) 
         stopping: AtomicBool::new(false),
         inbox: inbox_in,
     });
+    let (settled, settling) = mpsc::unbounded_channel();
+    let settling = tokio::spawn(settle::run(Arc::clone(&shared), settling));
     let mut runner = Runner {
         shared,
         planner: Planner::new(fastrand::Rng::new()),
@@ -162,7 +166,8 @@ pub fn start(store: Store, clock: Arc<dyn Clock>, handlers: Vec<RunnerHandler>) 
         queue_tasks: JoinSet::new(),
         attempts: JoinSet::new(),
         running: HashMap::new(),
-        settling: JoinSet::new(),
+        settled,
+        settling,
     };
     runner.configure(handlers);
     tokio::spawn(runner.run(inbox, incoming));
@@ -189,7 +194,9 @@ struct Runner {
     queue_tasks: JoinSet<()>,
     attempts: JoinSet<Report>,
     running: HashMap<Id, Running>,
-    settling: JoinSet<()>,
+    /// To the task that logs outcomes. Unbounded as a channel, bounded by what the planner lets run.
+    settled: mpsc::UnboundedSender<Settled>,
+    settling: JoinHandle<()>,
 }
 
 impl Runner {
@@ -214,7 +221,6 @@ impl Runner {
                 }
                 Some(message) = inbox.recv() => self.message(message),
                 Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
-                Some(_) = self.settling.join_next() => {}
                 Some(_) = self.queue_tasks.join_next() => {}
                 request = requests.recv() => match request {
                     Some(Request::Configure(handlers)) => self.configure(handlers),
@@ -245,21 +251,26 @@ impl Runner {
         let end = tokio::time::sleep(STOP_GRACE + STOP_LOG_GRACE);
         tokio::pin!(grace, end);
         let mut dropped = false;
-        while !(self.attempts.is_empty() && self.settling.is_empty() && self.queue_tasks.is_empty())
-        {
+        while !(self.attempts.is_empty() && self.queue_tasks.is_empty() && inbox.is_empty()) {
             tokio::select! {
                 Some(ended) = self.attempts.join_next_with_id() => self.ended(ended),
                 Some(message) = inbox.recv() => self.message(message),
-                Some(_) = self.settling.join_next() => {}
                 Some(_) = self.queue_tasks.join_next() => {}
                 () = &mut grace, if !dropped => {
                     dropped = true;
                     self.attempts.abort_all();
                 }
-                () = &mut end => {
-                    tracing::warn!("stopped before the log took in what the handlers came to; those attempts will count as cut off");
-                    return;
-                }
+                () = &mut end => return cut_off(),
+            }
+        }
+        let Runner { settled, mut settling, .. } = self;
+        drop(settled);
+        loop {
+            tokio::select! {
+                _ = &mut settling => return,
+                // Answers that nobody waits for any more; left there they would hold up the task.
+                Some(_) = inbox.recv() => {}
+                () = &mut end => return cut_off(),
             }
         }
     }
@@ -311,13 +322,8 @@ impl Runner {
 
     fn execute(&mut self, command: Command) {
         if let Command::Settle { key, attempt, next } = command {
-            let shared = Arc::clone(&self.shared);
             let record = Record::AttemptFinished { key: key.clone(), attempt, next };
-            self.settling.spawn(async move {
-                if let Some((seq, epoch)) = shared.append(record, |_| true).await {
-                    shared.send(Input::Logged { key, seq, epoch }).await;
-                }
-            });
+            let _ = self.settled.send(Settled { key, record });
             return;
         }
         if self.shared.stopping.load(Ordering::Relaxed) {
@@ -412,11 +418,11 @@ impl Shared {
         let _ = self.inbox.send(Message::Input(input)).await;
     }
 
-    /// Appends, however long the store takes to accept, while `still` holds for the current epoch.
-    /// With the number comes the epoch it is good for, where that did not change meanwhile.
+    /// Appends, all or none, however long the store takes to accept, while `still` holds for the current
+    /// epoch. With the last number comes the epoch it is good for, where that did not change meanwhile.
     async fn append(
         &self,
-        record: Record,
+        records: &[Record],
         still: impl Fn(u64) -> bool,
     ) -> Option<(Seq, Option<u64>)> {
         let mut back_off = BACK_OFF_MIN;
@@ -426,7 +432,7 @@ impl Shared {
                 return None;
             }
             // Not in another epoch of the log than the one heard of: what was logged before may be gone.
-            match self.store.append_in(log_epoch, record.clone()).await {
+            match self.store.append_in(log_epoch, records).await {
                 Ok(seq) => {
                     let now = self.progress.borrow().epoch;
                     return Some((seq, (now == epoch).then_some(epoch)));
@@ -439,6 +445,12 @@ impl Shared {
             }
         }
     }
+}
+
+fn cut_off() {
+    tracing::warn!(
+        "stopped before the log took in what the handlers came to; those attempts will count as cut off"
+    );
 }
 
 /// A report of which there is no more to say than its outcome.

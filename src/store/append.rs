@@ -98,14 +98,15 @@ impl Store {
         self.appender()?.written(kind, payload).await
     }
 
-    /// As `append`, for a record that only makes sense if everything logged before it, as of
-    /// `Progress::log_epoch`, is still there. Refused with `Failed` where the log was reopened since.
+    /// As `append`, for records of which none makes sense without those before it, nor without all that
+    /// was logged as of `Progress::log_epoch`: all of them, one after the other, or none. Gives the
+    /// number of the last. Refused with `Failed` where the log was reopened since.
     ///
     /// # Errors
     /// As above.
-    pub async fn append_in(&self, log_epoch: u64, record: Record) -> Result<Seq, AppendError> {
-        let (kind, payload) = record::encode(&record);
-        self.appender()?.written_in(log_epoch, kind, payload).await
+    pub async fn append_in(&self, log_epoch: u64, records: &[Record]) -> Result<Seq, AppendError> {
+        let records = records.iter().map(record::encode).collect();
+        self.appender()?.written_in(log_epoch, records).await
     }
 
     /// As `append`, but durable when it returns.

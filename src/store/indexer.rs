@@ -21,8 +21,12 @@ use crate::event::DedupKey;
 
 /// Records per step: what is held back from readers at most.
 const STEP_RECORDS: usize = 2_000;
-/// Every so many steps the index goes out of this process's memory.
-const FLUSH_STEPS: u32 = 4;
+/// After so many records at the latest the index goes out of this process's memory.
+const FLUSH_RECORDS: u64 = 8_000;
+/// A step of fewer records is followed by a pause, in which more can gather: the index then writes fewer,
+/// fuller batches.
+const SMALL_STEP_RECORDS: u64 = 256;
+const GATHER: Duration = Duration::from_millis(10);
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 /// How long a stop may wait for the index; the rest is done at the next start.
@@ -291,6 +295,7 @@ impl Indexer {
         let mut unflushed = 0;
         loop {
             let now = log.borrow_and_update().clone();
+            let before = core.applied();
             let mut wait = IDLE_WAIT;
             match core.advance(now.durable, STEP_RECORDS) {
                 Ok(()) => {}
@@ -301,17 +306,21 @@ impl Indexer {
                 }
             }
             self.after_step(&mut core, &now, target, rebuilds);
-            unflushed += 1;
+            let records = core.applied() - before;
+            unflushed += records;
             let idle = core.applied() >= now.durable;
             if *self.stop.borrow() {
                 break;
             }
+            if unflushed >= FLUSH_RECORDS {
+                core.flush()?;
+                unflushed = 0;
+            }
             if !idle && wait == IDLE_WAIT {
-                if unflushed >= FLUSH_STEPS {
-                    core.flush()?;
-                    unflushed = 0;
-                }
                 continue;
+            }
+            if (1..SMALL_STEP_RECORDS).contains(&records) {
+                tokio::time::sleep(GATHER).await;
             }
             tokio::select! {
                 changed = log.changed() => if changed.is_err() { break },

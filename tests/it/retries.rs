@@ -58,7 +58,7 @@ fn a_failing_handler_is_tried_five_times_on_the_vendors_schedule_then_replayed()
     let good = Receiver::start(|_| (200, ""));
     let config =
         HANDLERS.replace("{failing}", &failing.url("/a")).replace("{good}", &good.url("/b"));
-    let mut server = Server::start(&config);
+    let mut server = Server::start_with_clock(&config);
 
     let answer = server.client().post_signed(&event_body("evt_1", "message.read", 1)).unwrap();
     assert_eq!(answer.status, 200);
@@ -121,7 +121,7 @@ fn one_failing_handler_delays_no_other() {
     let good = Receiver::start(|_| (200, ""));
     let config =
         HANDLERS.replace("{failing}", &failing.url("/a")).replace("{good}", &good.url("/b"));
-    let server = Server::start(&config);
+    let server = Server::start_with_clock(&config);
     let mut client = server.client();
     for n in 0..200 {
         let body = event_body(&format!("evt_{n}"), "message.sent", n);
@@ -140,7 +140,7 @@ fn retry_after_lengthens_the_delay() {
     let good = Receiver::start(|_| (200, ""));
     let config =
         HANDLERS.replace("{failing}", &failing.url("/a")).replace("{good}", &good.url("/b"));
-    let server = Server::start(&config);
+    let server = Server::start_with_clock(&config);
     server.client().post_signed(&event_body("evt_1", "message.read", 1)).unwrap();
     wait_for_attempts(&server, "evt_1", 1);
     server.set_clock_ahead(200);

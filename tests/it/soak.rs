@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::load::{THREE_HANDLERS, kind_of};
-use crate::support::{Receiver, Server, event_body, eventually, full_run};
+use crate::support::{Receiver, Server, event_body, eventually};
 
 const EVENTS: usize = 300_000;
 const DISK_MAX_MIB: u64 = 256;
@@ -30,10 +30,6 @@ fn folder_bytes(folder: &std::path::Path) -> u64 {
 
 #[test]
 fn memory_and_disk_stay_bounded_over_300_000_events() {
-    if !full_run() {
-        // Not there yet: the handlers lag behind and the index outgrows its bound (see CHANGELOG).
-        return;
-    }
     let receiver = Receiver::start_counting();
     let config = format!(
         "[retention]\ndelivered = \"1h\"\ndisk_max = \"{DISK_MAX_MIB} MiB\"\n{}",

@@ -275,6 +275,8 @@ pub struct Server {
     pub addr: SocketAddr,
     child: Option<Child>,
     lines: Arc<Mutex<Vec<String>>>,
+    /// Runs by a clock that the test moves.
+    virtual_clock: bool,
 }
 
 pub fn binary() -> Command {
@@ -286,12 +288,22 @@ pub fn binary() -> Command {
 impl Server {
     /// `extra` is TOML after the basic settings: handlers, limits. `{dir}` stands for the test's folder.
     pub fn start(extra: &str) -> Server {
+        Server::start_by(extra, false)
+    }
+
+    /// As `start`, with a clock that the test moves.
+    pub fn start_with_clock(extra: &str) -> Server {
+        Server::start_by(extra, true)
+    }
+
+    fn start_by(extra: &str, virtual_clock: bool) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let mut server = Server {
             dir,
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             child: None,
             lines: Arc::default(),
+            virtual_clock,
         };
         server.write_config(extra);
         std::fs::write(server.clock_file(), "0 0 0").unwrap();
@@ -348,11 +360,12 @@ impl Server {
     pub fn spawn(&mut self) -> Duration {
         let begun = Instant::now();
         self.lines.lock().unwrap().clear();
-        let mut child = binary()
-            .args(["serve", "--config"])
-            .arg(self.config())
-            .arg("--virtual-clock")
-            .arg(self.clock_file())
+        let mut command = binary();
+        command.args(["serve", "--config"]).arg(self.config());
+        if self.virtual_clock {
+            command.arg("--virtual-clock").arg(self.clock_file());
+        }
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -41,7 +41,7 @@ async fn introduce(
     }
     let from = first_event(configured, &shared.store);
     let record = Record::HandlerSeen { handler: handler.clone(), from };
-    shared.append(record, |_| !shared.stopping.load(Ordering::Relaxed)).await.is_some()
+    shared.append(&[record], |_| !shared.stopping.load(Ordering::Relaxed)).await.is_some()
 }
 
 fn first_event(configured: &Configured, store: &Store) -> Seq {

@@ -178,7 +178,8 @@ pub struct Session {
 const VALUE_BYTES_MAX: usize = 64 * 1024;
 
 fn layout() -> impl bincode::config::Config {
-    bincode::config::legacy().with_limit::<VALUE_BYTES_MAX>()
+    // Numbers take as many bytes as they need: the index is mostly numbers, and small.
+    bincode::config::standard().with_limit::<VALUE_BYTES_MAX>()
 }
 
 /// # Errors

@@ -80,6 +80,13 @@ pub enum Request {
         priority: Priority,
         done: Done,
     },
+    /// Records of which none may be in the log without those before it; all or none.
+    Series {
+        epoch: u64,
+        records: Vec<(u8, Vec<u8>)>,
+        /// The number of the last.
+        done: oneshot::Sender<Result<Seq, AppendError>>,
+    },
     /// Drop the oldest segment.
     Remove {
         segment: u32,
@@ -95,8 +102,6 @@ pub enum Request {
 pub enum Done {
     Durable(oneshot::Sender<Result<Receipt, AppendError>>),
     Written(oneshot::Sender<Result<Seq, AppendError>>),
-    /// Written, in this epoch or not at all.
-    WrittenIn(u64, oneshot::Sender<Result<Seq, AppendError>>),
 }
 
 impl Done {
@@ -104,12 +109,8 @@ impl Done {
         // Whoever gave up waiting needs no answer.
         match self {
             Done::Durable(done) => _ = done.send(Err(error)),
-            Done::Written(done) | Done::WrittenIn(_, done) => _ = done.send(Err(error)),
+            Done::Written(done) => _ = done.send(Err(error)),
         }
-    }
-
-    fn is_outdated(&self, epoch: u64) -> bool {
-        matches!(self, Done::WrittenIn(wanted, _) if *wanted != epoch)
     }
 }
 
@@ -117,6 +118,9 @@ impl Request {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Request::Append { payload, .. } => HEADER_BYTES + payload.len(),
+            Request::Series { records, .. } => {
+                records.iter().map(|(_, payload)| HEADER_BYTES + payload.len()).sum()
+            }
             Request::Remove { .. } | Request::Damaged { .. } => 0,
         }
     }
@@ -124,6 +128,7 @@ impl Request {
     pub(super) fn refuse(self, error: AppendError) {
         match self {
             Request::Append { done, .. } => done.refuse(error),
+            Request::Series { done, .. } => _ = done.send(Err(error)),
             Request::Remove { done, .. } => _ = done.send(Err(error)),
             Request::Damaged { .. } => {}
         }
@@ -203,13 +208,25 @@ impl AppenderCore {
                         Priority::Event => Room::Events,
                         Priority::Bookkeeping => Room::Bookkeeping,
                     };
-                    if done.is_outdated(epoch) {
-                        done.refuse(AppendError::Failed);
-                    } else if room < needed {
+                    if room < needed {
                         done.refuse(AppendError::Full);
                     } else {
                         let (seq, _) = self.writer.append(time, kind, &payload);
                         waiting.push((seq, done));
+                    }
+                }
+                Request::Series { epoch: wanted, records, done } => {
+                    let done = Done::Written(done);
+                    if wanted != epoch {
+                        done.refuse(AppendError::Failed);
+                    } else if room < Room::Bookkeeping {
+                        done.refuse(AppendError::Full);
+                    } else {
+                        let mut last = self.writer.written();
+                        for (kind, payload) in &records {
+                            (last, _) = self.writer.append(time, *kind, payload);
+                        }
+                        waiting.push((last, done));
                     }
                 }
                 Request::Remove { segment, done } => removals.push((segment, done)),
@@ -244,7 +261,7 @@ impl AppenderCore {
         let mut for_sync = Vec::new();
         for (seq, done) in waiting {
             match done {
-                Done::Written(done) | Done::WrittenIn(_, done) => _ = done.send(Ok(seq)),
+                Done::Written(done) => _ = done.send(Ok(seq)),
                 Done::Durable(done) => for_sync.push((seq, done)),
             }
         }
@@ -449,20 +466,18 @@ impl Appender {
         done.await.unwrap_or(Err(AppendError::Closed))
     }
 
-    /// As [`Appender::written`], but refused with `Failed` where the log has been reopened since `epoch`:
-    /// for what must not follow on records that are gone.
+    /// Logs bookkeeping, one record after the other, all or none: returns the number of the last when
+    /// they are written. Refused with `Failed` unless the log is in `epoch`.
     ///
     /// # Errors
     /// See [`AppendError`].
     pub async fn written_in(
         &self,
         epoch: u64,
-        kind: u8,
-        payload: Vec<u8>,
+        records: Vec<(u8, Vec<u8>)>,
     ) -> Result<Seq, AppendError> {
         let (done, result) = oneshot::channel();
-        let (priority, done) = (Priority::Bookkeeping, Done::WrittenIn(epoch, done));
-        self.handle.queue.push(Request::Append { kind, payload, priority, done });
+        self.handle.queue.push(Request::Series { epoch, records, done });
         result.await.unwrap_or(Err(AppendError::Closed))
     }
 

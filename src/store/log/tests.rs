@@ -86,9 +86,8 @@ fn written(payload: Vec<u8>) -> (Request, oneshot::Receiver<Result<Seq, AppendEr
 }
 
 fn written_in(epoch: u64) -> (Request, oneshot::Receiver<Result<Seq, AppendError>>) {
-    let (tell, result) = oneshot::channel();
-    let (priority, done) = (Priority::Bookkeeping, Done::WrittenIn(epoch, tell));
-    (Request::Append { kind: 2, payload: vec![1], priority, done }, result)
+    let (done, result) = oneshot::channel();
+    (Request::Series { epoch, records: vec![(2, vec![1]), (2, vec![2])], done }, result)
 }
 
 #[test]

@@ -241,17 +241,20 @@ impl Process {
 
     // --- the appender ---
 
-    fn push(&mut self, record: &Record, priority: Priority, done: Done) -> Rc<Cell<u64>> {
-        let ran_in = Rc::new(Cell::new(0));
+    fn append(&mut self, record: &Record, priority: Priority, done: Done) -> Rc<Cell<u64>> {
         let (kind, payload) = encode(record);
-        let request = Request::Append { kind, payload, priority, done };
+        self.push(Request::Append { kind, payload, priority, done })
+    }
+
+    fn push(&mut self, request: Request) -> Rc<Cell<u64>> {
+        let ran_in = Rc::new(Cell::new(0));
         self.queue.push_back(Waiting { request, ran_in: ran_in.clone() });
         ran_in
     }
 
     fn submit(&mut self, record: &Record, priority: Priority) -> Ticket<Result<Seq, AppendError>> {
         let (tell, answer) = oneshot::channel();
-        let ran_in = self.push(record, priority, Done::Written(tell));
+        let ran_in = self.append(record, priority, Done::Written(tell));
         Ticket { answer, ran_in }
     }
 
@@ -265,8 +268,9 @@ impl Process {
             return self.submit(record, Priority::Bookkeeping);
         }
         let (tell, answer) = oneshot::channel();
-        let done = Done::WrittenIn(self.progress.log_epoch, tell);
-        let ran_in = self.push(record, Priority::Bookkeeping, done);
+        let records = vec![encode(record)];
+        let epoch = self.progress.log_epoch;
+        let ran_in = self.push(Request::Series { epoch, records, done: tell });
         Ticket { answer, ran_in }
     }
 
@@ -276,7 +280,7 @@ impl Process {
         priority: Priority,
     ) -> Ticket<Result<Receipt, AppendError>> {
         let (tell, answer) = oneshot::channel();
-        let ran_in = self.push(record, priority, Done::Durable(tell));
+        let ran_in = self.append(record, priority, Done::Durable(tell));
         Ticket { answer, ran_in }
     }
 
