@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -11,6 +11,7 @@ use super::Progress;
 use super::dedup::Dedup;
 use super::index::apply::{Applier, At};
 use super::index::keys::Session;
+use super::index::query::View;
 use super::index::rebuild::{self, Home, LogState, OpenIndex};
 use super::index::{Kv, KvError};
 use super::log::{Appender, Damage, LogError, LogProgress, LogReader, ScanItem};
@@ -28,6 +29,12 @@ const FLUSH_RECORDS: u64 = 8_000;
 const SMALL_STEP_RECORDS: u64 = 256;
 const GATHER: Duration = Duration::from_millis(10);
 const IDLE_WAIT: Duration = Duration::from_millis(500);
+/// How often the size of the index is looked at.
+const HOLES_CHECK: Duration = Duration::from_secs(5);
+/// Why an index is built anew that nothing is wrong with: its file never shrinks.
+const HOLES: &str = "it was mostly holes";
+/// What an event takes in a fresh index, measured with two deliveries each: 0.6 to 0.9 KiB.
+const EVENT_BYTES: u64 = 1024;
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 /// How long a stop may wait for the index; the rest is done at the next start.
 const STOP_STEPS_MAX: usize = 100;
@@ -126,6 +133,16 @@ impl IndexerCore {
         self.applier.take_written_keys()
     }
 
+    /// Whether a fresh index of the same events would be less than half as large.
+    ///
+    /// # Errors
+    /// The index is broken.
+    pub fn is_mostly_holes(&self, bytes_min: u64) -> Result<bool, KvError> {
+        let view = View { kv: &*self.kv, reader: &self.reader };
+        let fresh = view.event_count()?.saturating_mul(EVENT_BYTES);
+        Ok(self.kv.bytes() > fresh.saturating_mul(2).max(bytes_min))
+    }
+
     /// # Errors
     /// The index is broken.
     pub fn flush(&self) -> Result<(), KvError> {
@@ -218,6 +235,8 @@ pub struct Indexer {
     pub appender: Appender,
     /// The oldest record as found on opening the log.
     pub first: Seq,
+    /// The index may always take this much; beyond, it is built anew once it is mostly holes.
+    pub index_bytes_min: u64,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -264,7 +283,14 @@ impl Indexer {
         let state = LogState { first: oldest.unwrap_or(self.first), next: durable + 1 };
         let index = match doubt {
             None => self.home.open_or_begin(&self.reader, state, self.boot_id)?,
-            Some(doubt) => self.home.begin(&self.reader, state, self.boot_id, doubt)?,
+            Some(doubt) => {
+                let merely_large = doubt == HOLES;
+                let index = self.home.begin(&self.reader, state, self.boot_id, doubt)?;
+                if merely_large && let Err(error) = self.home.drop_aside() {
+                    tracing::warn!(%error, "the old index cannot be removed");
+                }
+                index
+            }
         };
         let behind = durable.saturating_sub(index.position.applied);
         let rebuilding = index.doubt.is_some() && behind > 0;
@@ -293,6 +319,7 @@ impl Indexer {
         drop(index);
         let target = log.borrow().durable;
         let mut unflushed = 0;
+        let mut looked_at = Instant::now();
         loop {
             let now = log.borrow_and_update().clone();
             let before = core.applied();
@@ -315,6 +342,12 @@ impl Indexer {
             if unflushed >= FLUSH_RECORDS {
                 core.flush()?;
                 unflushed = 0;
+            }
+            if looked_at.elapsed() >= HOLES_CHECK && core.applied() >= target {
+                looked_at = Instant::now();
+                if core.is_mostly_holes(self.index_bytes_min)? {
+                    return Err(KvError(HOLES.to_owned()));
+                }
             }
             if !idle && wait == IDLE_WAIT {
                 continue;

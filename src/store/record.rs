@@ -91,6 +91,10 @@ pub enum Record {
         last: Seq,
         events: u64,
     },
+    /// Duplicate keys that are older than `retention.dedup`.
+    Forgotten {
+        keys: Vec<DedupKey>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -201,6 +205,7 @@ pub(super) mod kind {
     pub const HANDLER_CARRIED: u8 = 14;
     pub const KEYS: u8 = 15;
     pub const DROPPED: u8 = 16;
+    pub const FORGOTTEN: u8 = 17;
 }
 
 /// The layout of every kind today. Each payload starts with it, so that one kind can move on alone.
@@ -253,6 +258,7 @@ pub fn encode(record: &Record) -> (u8, Vec<u8>) {
         Record::Dropped { segment, first, last, events } => {
             (kind::DROPPED, payload((segment, first, last, events)))
         }
+        Record::Forgotten { keys } => (kind::FORGOTTEN, payload(keys)),
     }
 }
 
@@ -263,7 +269,7 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Record, DecodeError> {
         Some((version, rest)) => (*version, rest),
         None => return Err(DecodeError::Malformed { kind, why: "empty".to_owned() }),
     };
-    if !(kind::EVENT..=kind::DROPPED).contains(&kind) {
+    if !(kind::EVENT..=kind::FORGOTTEN).contains(&kind) {
         return Err(DecodeError::UnknownKind(kind));
     }
     if version != VERSION {
@@ -322,10 +328,11 @@ fn decode_fields(kind: u8, rest: &[u8]) -> Result<Record, String> {
             let (dropped_at, keys) = fields(rest)?;
             Record::Keys { dropped_at, keys }
         }
-        _ => {
+        kind::DROPPED => {
             let (segment, first, last, events) = fields(rest)?;
             Record::Dropped { segment, first, last, events }
         }
+        _ => Record::Forgotten { keys: fields(rest)? },
     })
 }
 
@@ -448,6 +455,10 @@ mod tests {
             (
                 Record::Dropped { segment: 1, first: 2, last: 3, events: 4 },
                 "16 0101000000020000000000000003000000000000000400000000000000",
+            ),
+            (
+                Record::Forgotten { keys: vec![[1; 16]] },
+                "17 01010000000000000001010101010101010101010101010101",
             ),
         ]
     }

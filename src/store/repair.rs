@@ -182,9 +182,11 @@ impl Numbers {
                 paused,
                 as_of: next - 1,
             },
+            Record::Forgotten { keys } => Record::Forgotten { keys },
             Record::Keys { dropped_at, keys } => {
+                // No event has number 0.
                 let gone = keys.into_iter().filter(|(_, _, seq)| !events.contains_key(seq));
-                let keys = gone.map(|(key, hash, _)| (key, hash, 1)).collect();
+                let keys = gone.map(|(key, hash, _)| (key, hash, 0)).collect();
                 Record::Keys { dropped_at, keys }
             }
             Record::Dropped { .. } => return None,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::index::KvError;
 use super::index::query::View;
-use super::log::{Appender, ScanItem, SegmentInfo};
-use super::record::{self, Record, RepeatRecord};
+use super::log::{Appender, Frame, ScanItem, SegmentInfo};
+use super::record::{self, EventRecord, Record, RepeatRecord};
 use super::{Inner, Store};
 use crate::clock::Timestamp;
 use crate::delivery::{HandlerName, Seq, State};
@@ -66,10 +66,40 @@ struct Plan {
     dropped: Vec<KeptKey>,
     /// Duplicate keys of events dropped earlier: when, and which.
     keys: Vec<(Timestamp, Vec<KeptKey>)>,
+    /// Duplicate keys that have been kept long enough.
+    expired: Vec<DedupKey>,
     /// Conflicting bodies of events that stay.
     conflicts: Vec<(Seq, RepeatRecord)>,
     /// There is a settled event that is not old enough to go without need.
     young: bool,
+}
+
+impl Plan {
+    /// `frame` holds event `seq`, or a repeat of another, or what has been carried on since. Nothing is
+    /// looked up by id: that would draw the whole index through memory.
+    fn event(
+        &mut self,
+        store: &Store,
+        view: &View<'_>,
+        seq: Seq,
+        frame: &Frame,
+        event: &EventRecord,
+    ) -> Result<(), KvError> {
+        let Some(entry) = view.entry(seq)?.filter(|e| e.record == frame.seq) else {
+            return Ok(());
+        };
+        if is_needed(store, view, seq)? {
+            self.kept.push(seq);
+            self.kept_bytes += u64::from(frame.place.len);
+            return Ok(());
+        }
+        let age = store.inner.timeline.at(store.inner.clock.now()).since(entry.time);
+        let keep = store.inner.options.retention.delivered;
+        self.young |= keep.is_none_or(|keep| age < keep);
+        let key = event::dedup_key(&event.source, &event.id);
+        self.dropped.push((key, event::body_hash(&event.body), seq));
+        Ok(())
+    }
 }
 
 /// Drops the oldest segment if that is due; tells whether it did.
@@ -81,8 +111,10 @@ pub(super) async fn pass(store: &Store) -> Result<bool, String> {
     // The appender's list may lag behind its answer by a moment.
     segments.retain(|s| s.number > *last_dropped);
     let log_bytes: u64 = segments.iter().map(|s| s.bytes).sum();
-    // A quarter is left to the index.
-    let budget = retention.disk_max - retention.disk_max / 4;
+    // The index gets what it has taken, at least a quarter; it is built anew before it takes most.
+    let quarter = retention.disk_max / 4;
+    let index_bytes = store.inner.index.kv().map_or(0, |kv| kv.bytes());
+    let budget = retention.disk_max - index_bytes.clamp(quarter, 3 * quarter);
     let pressed = log_bytes > budget;
     if !pressed {
         store.inner.full.store(false, Ordering::Relaxed);
@@ -154,25 +186,16 @@ fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Resul
         }
         let Ok(record) = record::decode(frame.kind, &frame.payload) else { continue };
         match record {
-            Record::Event(event) | Record::Carried { event, .. } => {
-                let key = event::dedup_key(&event.source, &event.id);
-                let Some(id) = view.id(&key)? else { continue };
-                let Some(entry) = view.entry(id.seq)?.filter(|e| e.record == frame.seq) else {
-                    continue;
-                };
-                if is_needed(store, view, id.seq)? {
-                    plan.kept.push(id.seq);
-                    plan.kept_bytes += u64::from(frame.place.len);
-                } else {
-                    let age = now.since(entry.time);
-                    plan.young |= retention.delivered.is_none_or(|keep| age < keep);
-                    plan.dropped.push((key, id.body_hash, id.seq));
-                }
+            Record::Event(event) => {
+                plan.event(store, view, frame.seq, &frame, &event)?;
             }
-            Record::Keys { dropped_at, keys } => {
-                let fresh = now.since(dropped_at) < retention.dedup;
-                plan.keys.extend(fresh.then_some((dropped_at, keys)));
+            Record::Carried { seq, event, .. } => {
+                plan.event(store, view, seq, &frame, &event)?;
             }
+            Record::Keys { dropped_at, keys } if now.since(dropped_at) < retention.dedup => {
+                plan.keys.push((dropped_at, keys));
+            }
+            Record::Keys { keys, .. } => plan.expired.extend(keys.iter().map(|(key, ..)| *key)),
             Record::Repeat(repeat) if repeat.conflict.is_some() => {
                 let known = view.repeats(repeat.of)?.conflicts;
                 if known.iter().any(|(seq, _)| *seq == frame.seq)
@@ -244,6 +267,9 @@ async fn carry(store: &Store, plan: &Plan) -> Result<(), String> {
     }
     for keys in plan.dropped.chunks(KEYS_MAX) {
         append(store, Record::Keys { dropped_at: now, keys: keys.to_vec() }).await?;
+    }
+    for keys in plan.expired.chunks(KEYS_MAX) {
+        append(store, Record::Forgotten { keys: keys.to_vec() }).await?;
     }
     append_applied(store, Record::Boot { timeline: store.inner.timeline }).await
 }

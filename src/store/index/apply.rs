@@ -152,7 +152,8 @@ impl Applier {
             Record::Snapshot { delivery, attempts, as_of } => {
                 self.snapshot(at, delivery, &attempts, as_of)
             }
-            Record::Keys { keys, .. } => self.keys(at, &keys),
+            Record::Keys { keys, .. } => self.keys(&keys),
+            Record::Forgotten { keys } => self.forgotten(&keys),
             Record::Dropped { segment, first, last, .. } => self.dropped(segment, first, last),
         }
     }
@@ -188,7 +189,7 @@ impl Applier {
             self.overlay.put(keys::source(&entry.source), &())?;
         }
         self.overlay.put(keys::event(seq), entry)?;
-        self.overlay.put(keys::id(key), &IdEntry { seq, body_hash, kept_in: None })?;
+        self.overlay.put(keys::id(key), &IdEntry { seq, body_hash })?;
         self.count_events(|n| n + 1)
     }
 
@@ -245,14 +246,31 @@ impl Applier {
         self.new_event(seq, &entry, &key, event::body_hash(&event.body))
     }
 
-    fn keys(&mut self, at: At, kept: &[(DedupKey, [u8; 8], Seq)]) -> Result<(), KvError> {
-        let segment = at.place.segment;
+    /// Of events that are about to go. As long as they are there, so are their keys; when the index is
+    /// built from a log that has lost them, the keys come from here.
+    fn keys(&mut self, kept: &[(DedupKey, [u8; 8], Seq)]) -> Result<(), KvError> {
         self.commit()?;
         for (key, body_hash, seq) in kept {
             self.make_room()?;
-            let entry = IdEntry { seq: *seq, body_hash: *body_hash, kept_in: Some(segment) };
-            self.overlay.put(keys::id(key), &entry)?;
-            self.overlay.put(keys::kept_key(segment, key), &())?;
+            if !self.overlay.has(&keys::event(*seq))? && !self.overlay.has(&keys::id(key))? {
+                let entry = IdEntry { seq: *seq, body_hash: *body_hash };
+                self.overlay.put(keys::id(key), &entry)?;
+            }
+        }
+        self.make_room()
+    }
+
+    /// Unless the event is there after all: it was about to go when someone replayed it.
+    fn forgotten(&mut self, old: &[DedupKey]) -> Result<(), KvError> {
+        self.commit()?;
+        for key in old {
+            self.make_room()?;
+            let entry: Option<IdEntry> = self.overlay.get(&keys::id(key))?;
+            if let Some(entry) = entry
+                && !self.overlay.has(&keys::event(entry.seq))?
+            {
+                self.overlay.delete(keys::id(key));
+            }
         }
         self.make_room()
     }
@@ -273,21 +291,6 @@ impl Applier {
                 Some(seq) => this.remove_event_in(segment, seq),
                 None => Ok(()),
             }
-        })?;
-        self.each(keys::of_segment(keys::KEPT_KEYS, segment), |this, kept, _| {
-            let key = [&[keys::IDS][..], kept.get(5..).unwrap_or_default()].concat();
-            this.make_room()?;
-            let entry: Option<IdEntry> = this.overlay.get(&key)?;
-            if let Some(entry) = entry.filter(|e| e.kept_in == Some(segment)) {
-                // The event may still be there: it was about to go when someone replayed it.
-                if this.overlay.has(&keys::event(entry.seq))? {
-                    this.overlay.put(key, &IdEntry { kept_in: None, ..entry })?;
-                } else {
-                    this.overlay.delete(key);
-                }
-            }
-            this.overlay.delete(kept);
-            Ok(())
         })?;
         let handlers: Vec<_> = self.list(keys::family(keys::HANDLERS))?;
         for handler in handlers.iter().filter_map(|k| keys::handler_after_family(k)) {

@@ -36,8 +36,6 @@ pub const HANDLERS: u8 = b'h';
 pub const SOURCES: u8 = b's';
 /// `g` segment, event: events carried into a segment
 pub const CARRIED: u8 = b'g';
-/// `k` segment, duplicate key: keys kept in a segment
-pub const KEPT_KEYS: u8 = b'k';
 /// `m`: what the index knows of itself
 pub const META: u8 = b'm';
 
@@ -82,8 +80,6 @@ pub struct EventEntry {
 pub struct IdEntry {
     pub seq: Seq,
     pub body_hash: [u8; 8],
-    /// The segment that holds the key's record, once the event itself was dropped.
-    pub kept_in: Option<u32>,
 }
 
 /// How many conflicting bodies are kept for one event.
@@ -292,13 +288,6 @@ pub fn source(name: &str) -> Vec<u8> {
 #[must_use]
 pub fn carried(segment: u32, event: Seq) -> Vec<u8> {
     Key::of(CARRIED).segment(segment).number(event).0
-}
-
-#[must_use]
-pub fn kept_key(segment: u32, key: &DedupKey) -> Vec<u8> {
-    let mut k = Key::of(KEPT_KEYS).segment(segment).0;
-    k.extend_from_slice(key);
-    k
 }
 
 /// `(from, to)` of all keys that begin with family and `event`.

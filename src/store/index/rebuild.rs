@@ -58,6 +58,17 @@ impl Home {
         }
     }
 
+    /// What was set aside was merely large.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn drop_aside(&self) -> io::Result<()> {
+        match self {
+            Home::Sled(dir) => unless_missing(fs::remove_dir_all(dir.with_extension("aside"))),
+            Home::Memory(_) => Ok(()),
+        }
+    }
+
     /// The index if it can be trusted, else an empty one.
     ///
     /// # Errors
