@@ -1,18 +1,22 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    keep_arenas_few();
+    keep_memory_small();
     ExitCode::from(bluehook::cli::run(std::env::args_os()))
 }
 
-/// glibc gives threads arenas of their own, and what is freed in one is no use to another: with the default of
-/// eight per core the appliance holds half as much memory again.
+/// glibc gives threads arenas of their own, and what is freed in one is no use to another; and once a large
+/// buffer has been freed it takes the next ones from the heap, where they stay. Measured with 300,000 events:
+/// half as much memory again.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[expect(unsafe_code, reason = "the one call for which there is no safe wrapper")]
-fn keep_arenas_few() {
-    // SAFETY: sets a number in the allocator; no other thread runs yet.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
+#[expect(unsafe_code, reason = "there is no safe wrapper")]
+fn keep_memory_small() {
+    // SAFETY: sets two numbers in the allocator; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 * 1024);
+    }
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn keep_arenas_few() {}
+fn keep_memory_small() {}

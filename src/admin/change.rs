@@ -64,6 +64,11 @@ async fn run(
     let only = selection.handler.as_deref().map(|name| known_handler(cx, name)).transpose()?;
     // What a handler has begun when it is asked for shall be known.
     wait_applied(&cx.store, cx.store.next_seq() - 1).await;
+    if let Some(why) = cx.store.catching_up() {
+        return Err(Problem::unavailable(format!(
+            "what is selected cannot be told yet: {why}; try again in a moment"
+        )));
+    }
     let mut filter = query::filter(&selection)?;
     // A replay of a handler also makes deliveries that don't exist yet; the filter would hide those.
     if action == Action::Replay {
@@ -131,7 +136,7 @@ impl Steps {
                 let mut seqs = Vec::new();
                 for id in &ids {
                     match resolve(store, id) {
-                        found if found.is_empty() => return Err(no_such_event(id)),
+                        found if found.is_empty() => return Err(no_such_event(store, id)),
                         found => seqs.extend(found),
                     }
                 }

@@ -26,7 +26,7 @@ pub async fn blocking<T: Send + 'static>(
 }
 
 /// What was acknowledged before the question is in the answer. While the index is being rebuilt that may
-/// take long: then an answer that lacks something beats none.
+/// take long: then an answer that lacks something, and says so, beats none.
 async fn caught_up(cx: &Arc<AdminContext>) {
     let shown = cx.store.wait_applied(cx.store.durable_seq());
     let _ = tokio::time::timeout(READ_WAIT, shown).await;
@@ -52,7 +52,7 @@ pub async fn events(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Probl
     let ListQuery { filter, limit, cursor } = query::list(query)?;
     caught_up(cx).await;
     let page = blocking(cx, move |store| store.list_events(&filter, cursor, limit)).await?;
-    Ok(answer(page, |stored| [event_json(cx, &stored)]))
+    Ok(answer(cx, page, |stored| [event_json(cx, &stored)]))
 }
 
 /// The events that `id` names: by `eventId` (one per source), else by sequence number.
@@ -65,7 +65,10 @@ pub fn resolve(store: &Store, id: &str) -> Vec<Seq> {
     by_seq.into_iter().collect()
 }
 
-pub fn no_such_event(id: &str) -> Problem {
+pub fn no_such_event(store: &Store, id: &str) -> Problem {
+    if let Some(why) = store.catching_up() {
+        return Problem::unavailable(format!("no event {id:?} yet: {why}; try again in a moment"));
+    }
     Problem::not_found(format!(
         "no event {id:?}: it never arrived, or retention dropped it; see `bluehook events list`"
     ))
@@ -81,7 +84,7 @@ pub async fn event(cx: &Arc<AdminContext>, query: &str, id: &str) -> Result<Answ
     });
     match found.await? {
         Some(stored) => Ok(json(&event_json(cx, &stored))),
-        None => Err(no_such_event(id)),
+        None => Err(no_such_event(&cx.store, id)),
     }
 }
 
@@ -91,7 +94,7 @@ pub async fn deliveries(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, P
     let wanted = filter.clone();
     caught_up(cx).await;
     let page = blocking(cx, move |store| store.list_events(&filter, cursor, limit)).await?;
-    Ok(answer(page, |stored| {
+    Ok(answer(cx, page, |stored| {
         let fits = |d: &&StoredDelivery| {
             let handler = wanted.handler.as_deref();
             let status = wanted.status.as_deref();
@@ -107,7 +110,7 @@ pub async fn dead(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem
     let ListQuery { filter, limit, cursor } = query::list(query)?;
     caught_up(cx).await;
     let page = blocking(cx, move |store| store.list_dead(&filter, cursor, limit)).await?;
-    Ok(answer(page, |(event, delivery)| [item(cx, &event, &delivery)]))
+    Ok(answer(cx, page, |(event, delivery)| [item(cx, &event, &delivery)]))
 }
 
 fn item(cx: &AdminContext, event: &Event, stored: &StoredDelivery) -> DeliveryItem {
@@ -124,9 +127,11 @@ fn item(cx: &AdminContext, event: &Event, stored: &StoredDelivery) -> DeliveryIt
 }
 
 fn answer<T, J: serde::Serialize, I: IntoIterator<Item = J>>(
+    cx: &AdminContext,
     page: Page<T>,
     to_json: impl Fn(T) -> I,
 ) -> hyper::Response<AnswerBody> {
     let items: Vec<J> = page.items.into_iter().flat_map(to_json).collect();
-    json(&PageJson { items, next_cursor: page.next.map(|seq| seq.to_string()) })
+    let next_cursor = page.next.map(|seq| seq.to_string());
+    json(&PageJson { items, next_cursor, note: cx.store.catching_up() })
 }

@@ -28,6 +28,10 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, detail)
     }
 
+    pub fn unavailable(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
     pub fn internal(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail)
     }
@@ -45,7 +49,7 @@ impl Problem {
                 "nothing was logged: bluehook is stopping; start it, then try again"
             }
         };
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        Problem::unavailable(detail)
     }
 
     #[must_use]

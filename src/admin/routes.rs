@@ -73,12 +73,12 @@ where
         ["rejections"] => {
             query::none(&query)?;
             let items = cx.rejections.rejections();
-            Ok(json(&wire::PageJson { items, next_cursor: None }))
+            Ok(json(&wire::PageJson { items, next_cursor: None, note: None }))
         }
         ["handlers"] => {
             query::none(&query)?;
             let items = status::handlers(cx).await?;
-            Ok(json(&wire::PageJson { items, next_cursor: None }))
+            Ok(json(&wire::PageJson { items, next_cursor: None, note: None }))
         }
         ["status"] => {
             query::none(&query)?;

@@ -33,14 +33,17 @@ pub async fn export(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Probl
     if asked != plain {
         return Err(Problem::bad("an export takes no parameter but since and until"));
     }
-    wait_applied(&cx.store, cx.store.durable_seq()).await;
     let (tx, answer) = stream("application/x-ndjson");
     let lines = cx.store.export(asked.filter);
     tokio::task::spawn_blocking(move || {
         for event in lines {
-            let mut line = serde_json::to_vec(&event).unwrap_or_default();
-            line.push(b'\n');
-            if tx.blocking_send(Ok(line.into())).is_err() {
+            let line = event.map_err(std::io::Error::other).and_then(|event| {
+                let mut line = serde_json::to_vec(&event)?;
+                line.push(b'\n');
+                Ok(line.into())
+            });
+            // An error cuts the answer off, so that nobody takes it for all.
+            if tx.blocking_send(line).is_err() {
                 return;
             }
         }

@@ -28,6 +28,9 @@ pub struct DeliveryItem {
 pub struct PageJson<T> {
     pub items: Vec<T>,
     pub next_cursor: Option<String>,
+    /// Why something may be missing: the index is being rebuilt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// What the event stream carries, besides the sequence number.

@@ -106,6 +106,9 @@ async fn list<T: serde::de::DeserializeOwned + serde::Serialize>(
         let mut page: PageJson<T> = client.get(&format!("/api/v1/{what}?{}", q.finish())).await?;
         // A page of dead letters does not end within an event, so it may be longer.
         page.items.truncate(left);
+        if let Some(note) = page.note.filter(|_| cursor.is_none() && !common.quiet) {
+            eprintln!("note: something may be missing: {note}");
+        }
         left -= page.items.len();
         if common.json {
             for item in &page.items {

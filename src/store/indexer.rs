@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::Progress;
 use super::dedup::Dedup;
 use super::index::apply::{Applier, At};
-use super::index::keys::Session;
+use super::index::keys::{self, Session};
 use super::index::query::View;
 use super::index::rebuild::{self, Home, LogState, OpenIndex};
 use super::index::{Kv, KvError};
@@ -22,8 +22,6 @@ use crate::event::DedupKey;
 
 /// Records per step: what is held back from readers at most.
 const STEP_RECORDS: usize = 2_000;
-/// After so many records at the latest the index goes out of this process's memory.
-const FLUSH_RECORDS: u64 = 8_000;
 /// A step of fewer records is followed by a pause, in which more can gather: the index then writes fewer,
 /// fuller batches.
 const SMALL_STEP_RECORDS: u64 = 256;
@@ -133,13 +131,24 @@ impl IndexerCore {
         self.applier.take_written_keys()
     }
 
+    /// Remembers how much it takes now that it has been built from the log.
+    ///
+    /// # Errors
+    /// The index is broken.
+    pub fn mark_built(&self) -> Result<(), KvError> {
+        let bytes = keys::to_value(&self.kv.bytes())?;
+        self.kv.apply(vec![(keys::META_BUILT.to_vec(), Some(bytes))])
+    }
+
     /// Whether a fresh index of the same events would be less than half as large.
     ///
     /// # Errors
     /// The index is broken.
     pub fn is_mostly_holes(&self, bytes_min: u64) -> Result<bool, KvError> {
         let view = View { kv: &*self.kv, reader: &self.reader };
-        let fresh = view.event_count()?.saturating_mul(EVENT_BYTES);
+        let built = self.kv.get(keys::META_BUILT)?.as_deref().map(keys::from_value::<u64>);
+        let by_events = view.event_count()?.saturating_mul(EVENT_BYTES);
+        let fresh = built.transpose()?.unwrap_or(0).max(by_events);
         Ok(self.kv.bytes() > fresh.saturating_mul(2).max(bytes_min))
     }
 
@@ -173,7 +182,6 @@ pub struct Shared {
 pub struct Found {
     /// Why there is no index just now, or why it is being rebuilt.
     pub note: Option<String>,
-    pub rebuilding: bool,
     pub damage: Vec<Damage>,
 }
 
@@ -257,9 +265,12 @@ impl Indexer {
             match self.open(doubt.take(), &log) {
                 Ok(index) => {
                     let outcome = runtime.block_on(self.follow(index, &mut log, rebuilds));
-                    self.shared.set_kv(None);
                     doubt = outcome.err().map(|e| e.0);
-                    rebuilds += u64::from(doubt.is_some());
+                    if let Some(why) = &doubt {
+                        rebuilds += 1;
+                        self.announce_rebuild(why);
+                    }
+                    self.shared.set_kv(None);
                 }
                 Err(e) => {
                     tracing::error!(error = %e, "the index cannot be opened; trying again");
@@ -298,11 +309,17 @@ impl Indexer {
             tracing::warn!(records = behind, why, "rebuilding the index from the log");
         }
         let mut found = self.shared.found_mut();
-        found.rebuilding = rebuilding;
-        found.note = index.doubt.as_ref().filter(|_| rebuilding).map(|why| {
-            format!("the index is being rebuilt from the log ({why}); nothing to do, intake works")
-        });
+        found.note = index.doubt.as_deref().filter(|_| rebuilding).map(rebuilding_note);
         Ok(index)
+    }
+
+    /// Before readers find nothing: what they read from now on may lack something.
+    fn announce_rebuild(&self, why: &str) {
+        self.shared.found_mut().note = Some(rebuilding_note(why));
+        self.shared.progress.send_modify(|p| {
+            p.epoch += 1;
+            (p.applied, p.caught_up) = (0, false);
+        });
     }
 
     /// Until told to stop (then the index is closed cleanly) or the index breaks.
@@ -316,9 +333,10 @@ impl Indexer {
         broken.borrow_and_update();
         let mut core = IndexerCore::new(&index, self.reader.clone(), self.boot_id);
         self.shared.set_kv(Some(index.kv.clone()));
+        let mut being_built = index.doubt.is_some();
         drop(index);
         let target = log.borrow().durable;
-        let mut unflushed = 0;
+        let mut unflushed = false;
         let mut looked_at = Instant::now();
         loop {
             let now = log.borrow_and_update().clone();
@@ -334,16 +352,16 @@ impl Indexer {
             }
             self.after_step(&mut core, &now, target, rebuilds);
             let records = core.applied() - before;
-            unflushed += records;
+            unflushed |= records > 0;
             let idle = core.applied() >= now.durable;
             if *self.stop.borrow() {
                 break;
             }
-            if unflushed >= FLUSH_RECORDS {
-                core.flush()?;
-                unflushed = 0;
+            if being_built && core.applied() >= target {
+                being_built = false;
+                core.mark_built()?;
             }
-            if looked_at.elapsed() >= HOLES_CHECK && core.applied() >= target {
+            if looked_at.elapsed() >= HOLES_CHECK && !being_built {
                 looked_at = Instant::now();
                 if core.is_mostly_holes(self.index_bytes_min)? {
                     return Err(KvError(HOLES.to_owned()));
@@ -363,9 +381,8 @@ impl Indexer {
                     return Err(KvError(why));
                 }
                 () = tokio::time::sleep(wait) => {
-                    if unflushed > 0 {
+                    if std::mem::take(&mut unflushed) {
                         core.flush()?;
-                        unflushed = 0;
                     }
                 }
             }
@@ -400,8 +417,7 @@ impl Indexer {
         self.dedup.applied(core.take_written_keys());
         let caught_up = core.applied() >= target;
         if caught_up {
-            let mut found = self.shared.found_mut();
-            (found.rebuilding, found.note) = (false, None);
+            self.shared.found_mut().note = None;
         }
         let now = Progress {
             epoch: log.epoch + rebuilds,
@@ -412,4 +428,8 @@ impl Indexer {
         };
         self.shared.progress.send_if_modified(|p| std::mem::replace(p, now) != now);
     }
+}
+
+fn rebuilding_note(why: &str) -> String {
+    format!("the index is being rebuilt from the log ({why}); nothing to do, intake works")
 }

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::index::KvError;
 use super::index::query::View;
@@ -14,6 +15,8 @@ use super::{StoredDelivery, StoredEvent, files};
 use crate::clock::Timestamp;
 use crate::delivery::{Delivery, DeliveryKey, HandlerName, Seq};
 use crate::event::Event;
+
+const WHOLE_CHECK: Duration = Duration::from_millis(50);
 
 impl Store {
     /// `None` where there is no index, or it turns out to be broken (then it will be rebuilt).
@@ -27,6 +30,31 @@ impl Store {
                 None
             }
         }
+    }
+
+    /// As [`Store::read`], but waits while the index lacks anything below `end`: it may be built anew at
+    /// any time. Blocks.
+    ///
+    /// # Errors
+    /// The store was closed first.
+    pub(super) fn read_whole<T>(
+        &self,
+        end: Seq,
+        query: impl Fn(&View<'_>) -> Result<T, KvError>,
+    ) -> Result<T, String> {
+        let progress = self.inner.index.progress();
+        while !*self.inner.stop.borrow() {
+            let before = *progress.borrow();
+            if before.caught_up && before.applied + 1 >= end {
+                let found = self.read(&query);
+                // A rebuild is announced before its index can be read.
+                if let Some(found) = found.filter(|_| progress.borrow().epoch == before.epoch) {
+                    return Ok(found);
+                }
+            }
+            std::thread::sleep(WHOLE_CHECK);
+        }
+        Err("bluehook is stopping; start it, then try again".to_owned())
     }
 
     pub(super) fn active(&self) -> MutexGuard<'_, Option<Vec<HandlerName>>> {
@@ -175,6 +203,20 @@ impl Store {
         self.read(|view| view.list_deliveries(filter, cursor, limit)).unwrap_or_default()
     }
 
+    /// Why what is read just now may lack something; `None` where it does not.
+    #[must_use]
+    pub fn catching_up(&self) -> Option<String> {
+        if self.inner.index.progress().borrow().caught_up {
+            return None;
+        }
+        let note = self.inner.index.found().note;
+        Some(
+            note.unwrap_or_else(|| {
+                "the index is catching up with the log; nothing to do".to_owned()
+            }),
+        )
+    }
+
     #[must_use]
     pub fn stats(&self) -> Stats {
         let inner = &*self.inner;
@@ -191,7 +233,9 @@ impl Store {
                       settle them"
                     .to_owned()),
             ),
-            LogHealth::Ok if found.rebuilding => (Health::Rebuilding, found.note.clone()),
+            LogHealth::Ok if self.catching_up().is_some() => {
+                (Health::Rebuilding, self.catching_up())
+            }
             LogHealth::Ok => (Health::Ok, found.note.clone()),
         };
         let note = note.or_else(|| {

@@ -81,6 +81,7 @@ impl Plan {
         &mut self,
         store: &Store,
         view: &View<'_>,
+        needs: &Needs,
         seq: Seq,
         frame: &Frame,
         event: &EventRecord,
@@ -88,12 +89,12 @@ impl Plan {
         let Some(entry) = view.entry(seq)?.filter(|e| e.record == frame.seq) else {
             return Ok(());
         };
-        if is_needed(store, view, seq)? {
+        if needs.hold(view, seq)? {
             self.kept.push(seq);
             self.kept_bytes += u64::from(frame.place.len);
             return Ok(());
         }
-        let age = store.inner.timeline.at(store.inner.clock.now()).since(entry.time);
+        let age = needs.now.since(entry.time);
         let keep = store.inner.options.retention.delivered;
         self.young |= keep.is_none_or(|keep| age < keep);
         let key = event::dedup_key(&event.source, &event.id);
@@ -138,9 +139,10 @@ pub(super) async fn pass(store: &Store) -> Result<bool, String> {
     }
     carry(store, &plan).await?;
     let still_settled = store.read(|view| {
+        let needs = Needs::of(store, view)?;
         let mut settled = true;
         for (_, _, seq) in &plan.dropped {
-            settled &= !is_needed(store, view, *seq)?;
+            settled &= !needs.hold(view, *seq)?;
         }
         Ok(settled)
     });
@@ -166,7 +168,7 @@ fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Resul
     let log =
         |e: &dyn std::fmt::Display| tracing::warn!(error = %e, "retention cannot read the log");
     let retention = &store.inner.options.retention;
-    let now = store.inner.timeline.at(store.inner.clock.now());
+    let needs = Needs::of(store, view)?;
     let mut plan = Plan::default();
     let mut scan = view.reader.scan((oldest.number, 0), last);
     loop {
@@ -187,20 +189,18 @@ fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Resul
         let Ok(record) = record::decode(frame.kind, &frame.payload) else { continue };
         match record {
             Record::Event(event) => {
-                plan.event(store, view, frame.seq, &frame, &event)?;
+                plan.event(store, view, &needs, frame.seq, &frame, &event)?;
             }
             Record::Carried { seq, event, .. } => {
-                plan.event(store, view, seq, &frame, &event)?;
+                plan.event(store, view, &needs, seq, &frame, &event)?;
             }
-            Record::Keys { dropped_at, keys } if now.since(dropped_at) < retention.dedup => {
+            Record::Keys { dropped_at, keys } if needs.now.since(dropped_at) < retention.dedup => {
                 plan.keys.push((dropped_at, keys));
             }
             Record::Keys { keys, .. } => plan.expired.extend(keys.iter().map(|(key, ..)| *key)),
             Record::Repeat(repeat) if repeat.conflict.is_some() => {
                 let known = view.repeats(repeat.of)?.conflicts;
-                if known.iter().any(|(seq, _)| *seq == frame.seq)
-                    && (is_needed(store, view, repeat.of)?)
-                {
+                if known.iter().any(|(seq, _)| *seq == frame.seq) && needs.hold(view, repeat.of)? {
                     plan.kept_bytes += u64::from(frame.place.len);
                     plan.conflicts.push((frame.seq, repeat));
                 }
@@ -210,27 +210,43 @@ fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Resul
     }
 }
 
-/// Not settled for every handler, or dead and not yet to be forgotten.
-fn is_needed(store: &Store, view: &View<'_>, seq: Seq) -> Result<bool, KvError> {
-    let Some(entry) = view.entry(seq)? else { return Ok(false) };
-    let now = store.inner.timeline.at(store.inner.clock.now());
-    let dead_too = store.inner.options.retention.dead;
-    for delivery in view.deliveries(seq)? {
-        match delivery.state {
-            State::Scheduled { .. } => return Ok(true),
-            State::Dead { .. } if dead_too.is_none_or(|keep| now.since(entry.time) < keep) => {
-                return Ok(true);
+/// What makes an event stay, as of one moment.
+struct Needs {
+    now: Timestamp,
+    dead: Option<Duration>,
+    /// From here on some configured handler has yet to consider what came in.
+    unconsidered: Seq,
+}
+
+impl Needs {
+    fn of(store: &Store, view: &View<'_>) -> Result<Needs, KvError> {
+        let active: Option<Vec<HandlerName>> = store.active().clone();
+        let handlers = view.handlers()?.into_iter();
+        let waits = |name: &HandlerName| active.as_ref().is_none_or(|a| a.contains(name));
+        let cursors = handlers.filter(|(name, _)| waits(name)).filter_map(|(_, h)| h.cursor);
+        Ok(Needs {
+            now: store.inner.timeline.at(store.inner.clock.now()),
+            dead: store.inner.options.retention.dead,
+            unconsidered: cursors.min().unwrap_or(Seq::MAX),
+        })
+    }
+
+    /// Not settled for every handler, or dead and not yet to be forgotten.
+    fn hold(&self, view: &View<'_>, seq: Seq) -> Result<bool, KvError> {
+        let Some(entry) = view.entry(seq)? else { return Ok(false) };
+        for delivery in view.tracked_deliveries(seq)? {
+            match delivery.state {
+                State::Scheduled { .. } => return Ok(true),
+                State::Dead { .. }
+                    if self.dead.is_none_or(|keep| self.now.since(entry.time) < keep) =>
+                {
+                    return Ok(true);
+                }
+                _ => {}
             }
-            _ => {}
         }
+        Ok(!entry.imported && seq >= self.unconsidered)
     }
-    if entry.imported {
-        return Ok(false);
-    }
-    let active: Option<Vec<HandlerName>> = store.active().clone();
-    let waits = |name: &HandlerName| active.as_ref().is_none_or(|a| a.contains(name));
-    let handlers = view.handlers()?;
-    Ok(handlers.iter().any(|(name, h)| waits(name) && h.cursor.is_some_and(|c| c <= seq)))
 }
 
 /// Writes to the tail what must outlive the segment.

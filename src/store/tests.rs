@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::disk::{Disk, MemDisk, RealDisk};
+use super::index::KvError;
 use super::index::memory::MemoryKv;
 use super::record::Record;
 use super::transfer::EventJson;
@@ -77,7 +78,7 @@ async fn settled(store: &Store) {
 
 /// What people can see of the store.
 fn visible(store: &Store) -> Vec<EventJson> {
-    store.export(EventFilter::default()).collect()
+    store.export(EventFilter::default()).map(Result::unwrap).collect()
 }
 
 #[tokio::test]
@@ -398,4 +399,25 @@ async fn a_damaged_store_is_found_out_and_repaired_with_what_is_readable() {
         e.seq = 0;
     }
     assert!(after == expected);
+}
+
+#[tokio::test]
+async fn an_export_lacks_nothing_though_the_index_is_built_anew_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = filled(dir.path()).await;
+    let store = on_disk(dir.path());
+    settled(&store).await;
+    let mut export = store.export(EventFilter::default());
+    let mut seen: Vec<EventJson> = export.by_ref().take(10).map(Result::unwrap).collect();
+    let epoch = store.progress().borrow().epoch;
+    store.inner.index.report_broken(&KvError("for the test".to_owned()));
+    let mut progress = store.progress();
+    let announced = progress.wait_for(|p| p.epoch > epoch);
+    tokio::time::timeout(Duration::from_secs(30), announced).await.unwrap().unwrap();
+    seen.extend(export.map(Result::unwrap));
+    assert!(seen == before);
+    let caught_up = progress.wait_for(|p| p.caught_up);
+    tokio::time::timeout(Duration::from_secs(30), caught_up).await.unwrap().unwrap();
+    assert_eq!(store.catching_up(), None);
+    store.close().await;
 }

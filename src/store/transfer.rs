@@ -234,7 +234,7 @@ pub struct Export {
 impl Store {
     #[must_use]
     pub fn export(&self, filter: EventFilter) -> Export {
-        let end = self.next_seq();
+        let end = self.durable_seq() + 1;
         Export { store: self.clone(), filter, next: 1, end, ready: Vec::new().into_iter() }
     }
 
@@ -280,21 +280,28 @@ impl Store {
 }
 
 impl Iterator for Export {
-    type Item = EventJson;
+    /// An error (what is not there is not in the export) ends it.
+    type Item = Result<EventJson, String>;
 
-    fn next(&mut self) -> Option<EventJson> {
+    fn next(&mut self) -> Option<Self::Item> {
         loop {
-            for seq in self.ready.by_ref() {
-                let found = self.store.read(|view| view.fitting(&self.filter, seq)).flatten();
-                if let Some(event) = found {
-                    return Some(EventJson::from(&event));
+            while let Some(seq) = self.ready.next() {
+                match self.store.read_whole(self.end, |view| view.fitting(&self.filter, seq)) {
+                    Ok(Some(event)) => return Some(Ok(EventJson::from(&event))),
+                    Ok(None) => {}
+                    Err(why) => return Some(Err(why)),
                 }
             }
             let from = self.next;
-            let (heads, next) = self.store.heads_from(from, EXPORT_CHUNK);
-            if heads.is_empty() || from >= self.end {
+            if from >= self.end {
                 return None;
             }
+            let heads = self.store.read_whole(self.end, |v| v.heads_from(from, EXPORT_CHUNK));
+            let (heads, next) = match heads {
+                Ok((heads, _)) if heads.is_empty() => return None,
+                Ok(found) => found,
+                Err(why) => return Some(Err(why)),
+            };
             self.next = next;
             let end = self.end;
             let seqs: Vec<Seq> = heads.into_iter().map(|h| h.seq).filter(|&s| s < end).collect();

@@ -6,6 +6,7 @@
 
 mod deliveries;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::keys::{self, CONFLICTS_MAX, DeliveryEntry, EventEntry, IdEntry, Position, RepeatEntry};
@@ -231,6 +232,7 @@ impl Applier {
         let known: Option<IdEntry> = self.overlay.get(&keys::id(&key))?;
         if let Some(known) = known.filter(|k| k.seq != seq) {
             // Rebuilding from a log whose first segments are gone, a repeat was taken for the event.
+            self.commit()?;
             self.remove_event(known.seq)?;
             self.make_room()?;
         }
@@ -286,11 +288,28 @@ impl Applier {
             this.overlay.delete(key);
             Ok(())
         })?;
-        self.each((keys::event(first), keys::event(last.saturating_add(1))), |this, key, _| {
-            match keys::last_number(&key) {
-                Some(seq) => this.remove_event_in(segment, seq),
-                None => Ok(()),
+        // Few events have keys besides their own: those go one by one, the rest together.
+        let end = last.saturating_add(1);
+        let mut more = BTreeSet::new();
+        for family in [keys::DELIVERIES, keys::REPEATS] {
+            let (from, _) = keys::of_event(family, first);
+            let (to, _) = keys::of_event(family, end);
+            self.each((from, to), |_, key, _| {
+                more.extend(keys::first_number(&key));
+                Ok(())
+            })?;
+        }
+        for seq in &more {
+            self.remove_event_in(segment, *seq)?;
+        }
+        self.each((keys::event(first), keys::event(end)), |this, key, value| {
+            let entry: EventEntry = keys::from_value(&value)?;
+            if entry.place.segment == segment {
+                this.make_room()?;
+                this.overlay.delete(key);
+                this.count_events(|n| n.saturating_sub(1))?;
             }
+            Ok(())
         })?;
         let handlers: Vec<_> = self.list(keys::family(keys::HANDLERS))?;
         for handler in handlers.iter().filter_map(|k| keys::handler_after_family(k)) {

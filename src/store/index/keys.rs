@@ -42,6 +42,8 @@ pub const META: u8 = b'm';
 pub const META_POSITION: &[u8] = b"mp";
 pub const META_SESSION: &[u8] = b"ms";
 pub const META_EVENTS: &[u8] = b"me";
+/// Bytes on disk when it had been built from the log: what it takes without holes.
+pub const META_BUILT: &[u8] = b"mbuilt";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct PlaceValue {

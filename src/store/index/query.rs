@@ -222,13 +222,19 @@ impl View<'_> {
         Ok(bodies.collect())
     }
 
-    /// The deliveries of one event, by handler.
-    pub fn deliveries(&self, event: Seq) -> Result<Vec<Delivery>> {
+    /// Those with a key of their own: all that did not simply succeed at once.
+    pub fn tracked_deliveries(&self, event: Seq) -> Result<Vec<Delivery>> {
         let (from, to) = keys::of_event(keys::DELIVERIES, event);
         let mut found = Vec::new();
         for (_, value) in self.kv.range(&from, &to, usize::MAX)? {
             found.push(keys::from_value::<DeliveryEntry>(&value)?.delivery);
         }
+        Ok(found)
+    }
+
+    /// The deliveries of one event, by handler.
+    pub fn deliveries(&self, event: Seq) -> Result<Vec<Delivery>> {
+        let mut found = self.tracked_deliveries(event)?;
         for (handler, _) in self.handlers()? {
             let key = DeliveryKey { event, handler };
             let known = found.iter().any(|d| d.key == key);

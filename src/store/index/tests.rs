@@ -284,7 +284,7 @@ fn random_record(rng: &mut fastrand::Rng, seq: u64) -> Record {
     };
     let generation = rng.u32(0..=2);
     let number = rng.u32(1..=2);
-    match rng.u32(0..20) {
+    match rng.u32(0..21) {
         0..6 => event(&format!("e{}", rng.u64(0..seq * 2))),
         6 => Record::Repeat(RepeatRecord {
             of: event_seq,
@@ -314,6 +314,9 @@ fn random_record(rng: &mut fastrand::Rng, seq: u64) -> Record {
                 .map(|n| (dedup_key("s", &format!("k{n}")), [0; 8], n))
                 .collect(),
         },
+        19 => Record::Forgotten {
+            keys: (0..rng.u64(0..100)).map(|n| dedup_key("s", &format!("k{n}"))).collect(),
+        },
         _ => {
             let segment = rng.u32(1..=segment_of(seq));
             let first = u64::from(segment - 1) * 50;
@@ -328,7 +331,8 @@ fn position(kv: &MemoryKv) -> Position {
 
 #[test]
 fn a_crash_at_any_batch_boundary_changes_nothing_once_the_rest_is_applied() {
-    for seed in 0..60 {
+    // 44 found that removing an event for a carried one wrote out what came before without its position.
+    for seed in 0..200 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let records: Vec<Record> = (1..=300).map(|seq| random_record(&mut rng, seq)).collect();
         let expected = index(records.clone()).dump();
