@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use super::Progress;
 use super::dedup::Dedup;
 use super::index::apply::{Applier, At};
-use super::index::keys::{self, Session};
-use super::index::query::View;
+use super::index::compact::{self, Copy};
+use super::index::keys::Session;
 use super::index::rebuild::{self, Home, LogState, OpenIndex};
 use super::index::{Kv, KvError};
 use super::log::{Appender, Damage, LogError, LogProgress, LogReader, ScanItem};
@@ -29,10 +29,9 @@ const GATHER: Duration = Duration::from_millis(10);
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 /// How often the size of the index is looked at.
 const HOLES_CHECK: Duration = Duration::from_secs(5);
-/// Why an index is built anew that nothing is wrong with: its file never shrinks.
-const HOLES: &str = "it was mostly holes";
-/// What an event takes in a fresh index, measured with two deliveries each: 0.6 to 0.9 KiB.
-const EVENT_BYTES: u64 = 1024;
+/// How long queries may keep an index that is to be replaced.
+const LET_GO_WITHIN: Duration = Duration::from_secs(2);
+const LET_GO_CHECK: Duration = Duration::from_millis(1);
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 /// How long a stop may wait for the index; the rest is done at the next start.
 const STOP_STEPS_MAX: usize = 100;
@@ -131,27 +130,6 @@ impl IndexerCore {
         self.applier.take_written_keys()
     }
 
-    /// Remembers how much it takes now that it has been built from the log.
-    ///
-    /// # Errors
-    /// The index is broken.
-    pub fn mark_built(&self) -> Result<(), KvError> {
-        let bytes = keys::to_value(&self.kv.bytes())?;
-        self.kv.apply(vec![(keys::META_BUILT.to_vec(), Some(bytes))])
-    }
-
-    /// Whether a fresh index of the same events would be less than half as large.
-    ///
-    /// # Errors
-    /// The index is broken.
-    pub fn is_mostly_holes(&self, bytes_min: u64) -> Result<bool, KvError> {
-        let view = View { kv: &*self.kv, reader: &self.reader };
-        let built = self.kv.get(keys::META_BUILT)?.as_deref().map(keys::from_value::<u64>);
-        let by_events = view.event_count()?.saturating_mul(EVENT_BYTES);
-        let fresh = built.transpose()?.unwrap_or(0).max(by_events);
-        Ok(self.kv.bytes() > fresh.saturating_mul(2).max(bytes_min))
-    }
-
     /// # Errors
     /// The index is broken.
     pub fn flush(&self) -> Result<(), KvError> {
@@ -205,6 +183,26 @@ impl Shared {
         *self.kv.write().unwrap_or_else(PoisonError::into_inner) = kv;
     }
 
+    /// Readers wait for the moment that it takes. An index that a query does not let go stays.
+    fn replace_kv(&self, copy: Copy) -> Result<Arc<dyn Kv>, KvError> {
+        let mut place = self.kv.write().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        while let Some(old) = &*place
+            && Arc::strong_count(old) > 1
+        {
+            if begun.elapsed() > LET_GO_WITHIN {
+                tracing::warn!("the index was not compacted: it is being read; trying again later");
+                copy.discard();
+                return Ok(old.clone());
+            }
+            std::thread::sleep(LET_GO_CHECK);
+        }
+        *place = None;
+        let fresh = copy.put_in_place()?;
+        *place = Some(fresh.clone());
+        Ok(fresh)
+    }
+
     pub fn report_broken(&self, error: &KvError) {
         self.broken.send_replace(Some(error.0.clone()));
     }
@@ -243,8 +241,8 @@ pub struct Indexer {
     pub appender: Appender,
     /// The oldest record as found on opening the log.
     pub first: Seq,
-    /// The index may always take this much; beyond, it is built anew once it is mostly holes.
-    pub index_bytes_min: u64,
+    /// Holes in the index that are not worth compacting it.
+    pub holes_max: u64,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -294,14 +292,7 @@ impl Indexer {
         let state = LogState { first: oldest.unwrap_or(self.first), next: durable + 1 };
         let index = match doubt {
             None => self.home.open_or_begin(&self.reader, state, self.boot_id)?,
-            Some(doubt) => {
-                let merely_large = doubt == HOLES;
-                let index = self.home.begin(&self.reader, state, self.boot_id, doubt)?;
-                if merely_large && let Err(error) = self.home.drop_aside() {
-                    tracing::warn!(%error, "the old index cannot be removed");
-                }
-                index
-            }
+            Some(doubt) => self.home.begin(&self.reader, state, self.boot_id, doubt)?,
         };
         let behind = durable.saturating_sub(index.position.applied);
         let rebuilding = index.doubt.is_some() && behind > 0;
@@ -333,7 +324,6 @@ impl Indexer {
         broken.borrow_and_update();
         let mut core = IndexerCore::new(&index, self.reader.clone(), self.boot_id);
         self.shared.set_kv(Some(index.kv.clone()));
-        let mut being_built = index.doubt.is_some();
         drop(index);
         let target = log.borrow().durable;
         let mut unflushed = false;
@@ -357,14 +347,10 @@ impl Indexer {
             if *self.stop.borrow() {
                 break;
             }
-            if being_built && core.applied() >= target {
-                being_built = false;
-                core.mark_built()?;
-            }
-            if looked_at.elapsed() >= HOLES_CHECK && !being_built {
+            if looked_at.elapsed() >= HOLES_CHECK && core.applied() >= target {
                 looked_at = Instant::now();
-                if core.is_mostly_holes(self.index_bytes_min)? {
-                    return Err(KvError(HOLES.to_owned()));
+                if compact::is_worthwhile(&*core.kv, self.holes_max)? {
+                    core = self.compact(core)?;
                 }
             }
             if !idle && wait == IDLE_WAIT {
@@ -399,6 +385,21 @@ impl Indexer {
             tracing::warn!(error = %e, "the index was not closed cleanly; it will be rebuilt");
         }
         Ok(())
+    }
+
+    fn compact(&self, core: IndexerCore) -> Result<IndexerCore, KvError> {
+        let (begun, before) = (Instant::now(), core.kv.bytes());
+        let Some(copy) = self.home.copy(&*core.kv, || *self.stop.borrow())? else {
+            return Ok(core);
+        };
+        let position = core.applier.position();
+        // Whoever replaces the index has to be the last one that holds it.
+        drop(core);
+        let kv = self.shared.replace_kv(copy)?;
+        let (bytes, took_ms) = (kv.bytes(), begun.elapsed().as_millis());
+        tracing::info!(before, bytes, took_ms, "compacted the index");
+        let index = OpenIndex { kv, position, doubt: None };
+        Ok(IndexerCore::new(&index, self.reader.clone(), self.boot_id))
     }
 
     fn after_step(&self, core: &mut IndexerCore, log: &LogProgress, target: Seq, rebuilds: u64) {

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::dedup::Dedup;
 use super::disk::Disk;
+use super::index::compact;
 use super::index::memory::MemoryKv;
 use super::index::rebuild::{self, LogState, OpenIndex};
 use super::indexer::{Indexer, IndexerCore, Shared};
@@ -22,8 +23,6 @@ const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
 const SEGMENT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// So many segments make up the disk budget: what retention drops at once is a small part of it.
 const SEGMENTS: u64 = 32;
-/// Below, building the index anew is not worth while.
-const INDEX_BYTES_MIN: u64 = 64 * 1024 * 1024;
 const READ_STEP: usize = 10_000;
 
 impl Store {
@@ -103,7 +102,7 @@ impl Store {
             boot_id: timeline.boot_id,
             appender: appender.clone(),
             first: report.first,
-            index_bytes_min: (options.retention.disk_max / 4).min(INDEX_BYTES_MIN),
+            holes_max: compact::holes_max(options.retention.disk_max),
             stop: stop.subscribe(),
         };
         let indexing = std::thread::Builder::new()

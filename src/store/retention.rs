@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::index::KvError;
+use super::index::compact;
 use super::index::query::View;
 use super::log::{Appender, Frame, ScanItem, SegmentInfo};
 use super::record::{self, EventRecord, Record, RepeatRecord};
@@ -112,9 +113,10 @@ pub(super) async fn pass(store: &Store) -> Result<bool, String> {
     // The appender's list may lag behind its answer by a moment.
     segments.retain(|s| s.number > *last_dropped);
     let log_bytes: u64 = segments.iter().map(|s| s.bytes).sum();
-    // The index gets what it has taken, at least a quarter; it is built anew before it takes most.
+    // The index gets what it needs, with the holes that it is let have, and at least a quarter.
     let quarter = retention.disk_max / 4;
-    let index_bytes = store.inner.index.kv().map_or(0, |kv| kv.bytes());
+    let expected = store.read(|view| compact::expected_bytes(view.kv)).unwrap_or(0);
+    let index_bytes = expected.saturating_add(compact::holes_max(retention.disk_max));
     let budget = retention.disk_max - index_bytes.clamp(quarter, 3 * quarter);
     let pressed = log_bytes > budget;
     if !pressed {

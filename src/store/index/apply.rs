@@ -190,13 +190,16 @@ impl Applier {
             self.overlay.put(keys::source(&entry.source), &())?;
         }
         self.overlay.put(keys::event(seq), entry)?;
+        if !self.overlay.has(&keys::id(key))? {
+            self.count(keys::META_IDS, |n| n + 1)?;
+        }
         self.overlay.put(keys::id(key), &IdEntry { seq, body_hash })?;
-        self.count_events(|n| n + 1)
+        self.count(keys::META_EVENTS, |n| n + 1)
     }
 
-    fn count_events(&mut self, change: impl FnOnce(u64) -> u64) -> Result<(), KvError> {
-        let n: Option<u64> = self.overlay.get(keys::META_EVENTS)?;
-        self.overlay.put(keys::META_EVENTS.to_vec(), &change(n.unwrap_or(0)))
+    fn count(&mut self, key: &[u8], change: impl FnOnce(u64) -> u64) -> Result<(), KvError> {
+        let n: Option<u64> = self.overlay.get(key)?;
+        self.overlay.put(key.to_vec(), &change(n.unwrap_or(0)))
     }
 
     fn repeat(
@@ -257,6 +260,7 @@ impl Applier {
             if !self.overlay.has(&keys::event(*seq))? && !self.overlay.has(&keys::id(key))? {
                 let entry = IdEntry { seq: *seq, body_hash: *body_hash };
                 self.overlay.put(keys::id(key), &entry)?;
+                self.count(keys::META_IDS, |n| n + 1)?;
             }
         }
         self.make_room()
@@ -272,6 +276,7 @@ impl Applier {
                 && !self.overlay.has(&keys::event(entry.seq))?
             {
                 self.overlay.delete(keys::id(key));
+                self.count(keys::META_IDS, |n| n.saturating_sub(1))?;
             }
         }
         self.make_room()
@@ -307,7 +312,7 @@ impl Applier {
             if entry.place.segment == segment {
                 this.make_room()?;
                 this.overlay.delete(key);
-                this.count_events(|n| n.saturating_sub(1))?;
+                this.count(keys::META_EVENTS, |n| n.saturating_sub(1))?;
             }
             Ok(())
         })?;
@@ -347,7 +352,7 @@ impl Applier {
         self.make_room()?;
         self.overlay.delete(keys::event(seq));
         self.overlay.delete(keys::repeats(seq));
-        self.count_events(|n| n.saturating_sub(1))
+        self.count(keys::META_EVENTS, |n| n.saturating_sub(1))
     }
 
     /// The `a` keys of records up to `as_of`.

@@ -10,7 +10,7 @@ use crate::event::DedupKey;
 use crate::store::log::Place;
 
 /// Raised when a key or value changes; an index of another format is rebuilt.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// `l` event → [`EventEntry`]
 pub const EVENTS: u8 = b'l';
@@ -42,8 +42,10 @@ pub const META: u8 = b'm';
 pub const META_POSITION: &[u8] = b"mp";
 pub const META_SESSION: &[u8] = b"ms";
 pub const META_EVENTS: &[u8] = b"me";
-/// Bytes on disk when it had been built from the log: what it takes without holes.
-pub const META_BUILT: &[u8] = b"mbuilt";
+/// How many duplicate keys there are.
+pub const META_IDS: &[u8] = b"mi";
+/// Bytes on disk when it had been copied last, and what had been expected of it then.
+pub const META_DENSE: &[u8] = b"mdense";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct PlaceValue {

@@ -3,6 +3,7 @@
 //! Everything here can be rebuilt from the log. Whatever makes it doubtful ends in that.
 
 pub mod apply;
+pub mod compact;
 pub mod keys;
 pub mod memory;
 mod overlay;

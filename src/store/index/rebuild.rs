@@ -58,17 +58,6 @@ impl Home {
         }
     }
 
-    /// What was set aside was merely large.
-    ///
-    /// # Errors
-    /// It cannot be removed.
-    pub fn drop_aside(&self) -> io::Result<()> {
-        match self {
-            Home::Sled(dir) => unless_missing(fs::remove_dir_all(dir.with_extension("aside"))),
-            Home::Memory(_) => Ok(()),
-        }
-    }
-
     /// The index if it can be trusted, else an empty one.
     ///
     /// # Errors
@@ -79,6 +68,7 @@ impl Home {
         log: LogState,
         boot_id: BootId,
     ) -> Result<OpenIndex, KvError> {
+        self.discard_copy();
         match self.open().and_then(|kv| trusted(kv, reader, log, boot_id)) {
             Ok((kv, Some(position))) => mark(kv, position, boot_id, None),
             Ok((kv, None)) => {
@@ -106,7 +96,7 @@ impl Home {
     }
 }
 
-fn unless_missing(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn unless_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -14,7 +14,7 @@ const OPEN_WITHIN: Duration = Duration::from_secs(20);
 /// A process that was just killed may hold the lock for a moment more.
 const LOCK_WITHIN: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
-const CACHE_BYTES: u64 = 6 * 1024 * 1024;
+const CACHE_BYTES: u64 = 2 * 1024 * 1024;
 /// Pages above a quarter of it would go to `blobs/`, which does not survive power cuts.
 const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 
@@ -27,6 +27,12 @@ impl SledKv {
     /// # Errors
     /// It cannot be opened, panics on the way, or does not answer in time.
     pub fn open(dir: &Path) -> Result<SledKv, KvError> {
+        SledKv::open_with_cache(dir, CACHE_BYTES)
+    }
+
+    /// # Errors
+    /// As [`SledKv::open`].
+    pub fn open_with_cache(dir: &Path, cache_bytes: u64) -> Result<SledKv, KvError> {
         remove_half_written_snapshots(dir).map_err(|e| KvError(format!("index: {e}")))?;
         let (done, result) = mpsc::channel();
         let path = dir.to_owned();
@@ -34,7 +40,7 @@ impl SledKv {
         std::thread::Builder::new()
             .name("index-open".to_owned())
             .spawn(move || {
-                let opened = guarded(|| open_once_unlocked(&path));
+                let opened = guarded(|| open_once_unlocked(&path, cache_bytes));
                 // Nobody listens any more once the time is up.
                 drop(done.send(opened));
             })
@@ -66,12 +72,12 @@ impl SledKv {
     }
 }
 
-fn open_once_unlocked(dir: &Path) -> ::sled::Result<::sled::Db> {
+fn open_once_unlocked(dir: &Path, cache_bytes: u64) -> ::sled::Result<::sled::Db> {
     let until = Instant::now() + LOCK_WITHIN;
     loop {
         let opened = ::sled::Config::new()
             .path(dir)
-            .cache_capacity(CACHE_BYTES)
+            .cache_capacity(cache_bytes)
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None)
             .open();

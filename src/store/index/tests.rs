@@ -367,6 +367,8 @@ fn counters_agree_with_the_keys_they_count() {
         let events: u64 =
             kv.get(keys::META_EVENTS).unwrap().map_or(0, |v| keys::from_value(&v).unwrap());
         assert_eq!(events, count(&kv, keys::EVENTS) as u64, "seed {seed}");
+        let ids: u64 = kv.get(keys::META_IDS).unwrap().map_or(0, |v| keys::from_value(&v).unwrap());
+        assert_eq!(ids, count(&kv, keys::IDS) as u64, "seed {seed}");
         let (mut scheduled, mut dead) = (0, 0);
         for (_, value) in kv.dump().iter().filter(|(k, _)| k[0] == keys::HANDLERS) {
             let entry: HandlerEntry = keys::from_value(value).unwrap();

@@ -171,7 +171,12 @@ impl Scan {
                 if self.log_id.is_none() {
                     self.log_id = segment::log_id(&*shared.disk, &shared.dir)?;
                 }
-                let file = self.reader.file(self.segment)?;
+                let file = match self.reader.file(self.segment) {
+                    // Retention may drop it at any time; what is missing and was not dropped shows as a
+                    // gap in the numbers.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    file => file?,
+                };
                 let last = self.last.unwrap_or(0);
                 let walk = Walk::new(file, self.segment, self.offset, last, self.log_id)?;
                 self.walk.insert(walk)

@@ -46,8 +46,12 @@ pub(super) fn head(disk: &dyn Disk, dir: &Path, number: u32) -> Result<Option<He
 /// As the first intact head of a segment tells it.
 pub(super) fn log_id(disk: &dyn Disk, dir: &Path) -> Result<Option<u32>, LogError> {
     for number in numbers(disk, dir)? {
-        if let Some(header) = head(disk, dir, number)? {
-            return Ok(Some(header.log_id));
+        match head(disk, dir, number) {
+            Ok(Some(header)) => return Ok(Some(header.log_id)),
+            Ok(None) => {}
+            // Dropped by retention since it was listed.
+            Err(LogError::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
         }
     }
     Ok(None)
