@@ -78,9 +78,9 @@ pub async fn event(cx: &Arc<AdminContext>, query: &str, id: &str) -> Result<Answ
     query::none(query)?;
     caught_up(cx).await;
     let wanted = id.to_owned();
-    // The newest, where several sources used the same id.
+    // The first, where several sources used the same id: the others came of it, or have other sequence numbers.
     let found = blocking(cx, move |store| {
-        resolve(store, &wanted).into_iter().max().and_then(|seq| store.stored_event(seq))
+        resolve(store, &wanted).into_iter().min().and_then(|seq| store.stored_event(seq))
     });
     match found.await? {
         Some(stored) => Ok(json(&event_json(cx, &stored))),

@@ -8,20 +8,21 @@ use crate::admin::wire::{
 use crate::clock::Timestamp;
 
 pub fn events(items: &[EventJson], now: Timestamp, style: Style) -> String {
+    let several = items.iter().any(|e| e.source != items[0].source);
     let row = |e: &EventJson| {
         let states: Vec<_> =
             e.deliveries.iter().map(|d| format!("{}: {}", d.handler, d.state)).collect();
         let deliveries = Cell::in_state(states.join(", "), worst(&e.deliveries));
         let when = relative(&e.received_at, now);
-        vec![
-            e.seq.to_string().into(),
-            when.into(),
-            (&e.kind).into(),
-            (&e.event_id).into(),
-            deliveries,
-        ]
+        vec![e.seq.to_string().into(), when.into(), (&e.kind).into(), (&e.event_id).into()]
+            .into_iter()
+            .chain(several.then(|| (&e.source).into()))
+            .chain([deliveries])
+            .collect()
     };
-    let head = ["SEQ", "RECEIVED", "TYPE", "ID", "DELIVERIES"];
+    let mut head = vec!["SEQ", "RECEIVED", "TYPE", "ID"];
+    head.extend(several.then_some("SOURCE"));
+    head.push("DELIVERIES");
     table(&head, items.iter().map(row).collect(), style)
 }
 

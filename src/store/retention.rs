@@ -304,3 +304,6 @@ async fn append_applied(store: &Store, record: Record) -> Result<(), String> {
     store.wait_applied(seq).await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use crate::config::Retention;
 use crate::delivery::{Attempt, DeliveryKey, HandlerName, Outcome, State};
 use crate::event::{NewEvent, VerifiedBy};
 
-const WALL: Timestamp = Timestamp(1_790_000_000_000);
+pub(super) const WALL: Timestamp = Timestamp(1_790_000_000_000);
 
 fn options(data_dir: &Path) -> StoreOptions {
     let retention =
@@ -21,7 +21,7 @@ fn options(data_dir: &Path) -> StoreOptions {
     StoreOptions { data_dir: data_dir.to_owned(), retention }
 }
 
-fn clock() -> Arc<TestClock> {
+pub(super) fn clock() -> Arc<TestClock> {
     Arc::new(TestClock::new(WALL))
 }
 
@@ -35,7 +35,7 @@ fn on_disk(dir: &Path) -> Store {
     Store::open(Arc::new(RealDisk), options(dir), clock()).unwrap()
 }
 
-fn event(id: &str) -> NewEvent {
+pub(super) fn event(id: &str) -> NewEvent {
     NewEvent {
         source: "bluereplies".into(),
         id: id.into(),
@@ -49,11 +49,17 @@ fn event(id: &str) -> NewEvent {
     }
 }
 
-fn key(event: u64) -> DeliveryKey {
+pub(super) fn key(event: u64) -> DeliveryKey {
     DeliveryKey { event, handler: HandlerName::new("crm").unwrap() }
 }
 
-async fn attempt(store: &Store, key: &DeliveryKey, number: u32, outcome: Outcome, next: State) {
+pub(super) async fn attempt(
+    store: &Store,
+    key: &DeliveryKey,
+    number: u32,
+    outcome: Outcome,
+    next: State,
+) {
     let generation = FIRST_GENERATION;
     store.append(Record::AttemptStarted { key: key.clone(), generation, number }).await.unwrap();
     let attempt = Attempt {
@@ -70,14 +76,14 @@ async fn attempt(store: &Store, key: &DeliveryKey, number: u32, outcome: Outcome
 }
 
 /// Everything that is written so far is in the index.
-async fn settled(store: &Store) {
+pub(super) async fn settled(store: &Store) {
     let seq = store.next_seq() - 1;
     store.append_durable(Record::HandlerMoved { handler: key(1).handler, to: 1 }).await.unwrap();
     store.wait_applied(seq + 1).await;
 }
 
 /// What people can see of the store.
-fn visible(store: &Store) -> Vec<EventJson> {
+pub(super) fn visible(store: &Store) -> Vec<EventJson> {
     store.export(EventFilter::default()).map(Result::unwrap).collect()
 }
 
@@ -302,71 +308,6 @@ async fn an_import_keeps_everything_and_a_second_one_changes_nothing() {
     }
     settled(&store).await;
     assert!(store.next_seq() <= next + 21, "nothing but counts of repeats was logged");
-    store.close().await;
-}
-
-/// A store whose log fills several small segments.
-fn small(retention: Retention) -> Store {
-    let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
-    let options = StoreOptions { data_dir: "/data".into(), retention };
-    Store::open_with(disk, options, clock(), Home::Memory(MemoryKv::new())).unwrap()
-}
-
-fn large(id: &str) -> NewEvent {
-    NewEvent { body: vec![b'x'; 64 * 1024].into(), ..event(id) }
-}
-
-#[tokio::test]
-async fn settled_events_go_when_the_disk_budget_is_used_up_and_unsettled_ones_stay() {
-    let store = small(Retention {
-        delivered: None,
-        dead: None,
-        dedup: Duration::MAX,
-        disk_max: 4 * 1024 * 1024,
-    });
-    store.append(Record::HandlerSeen { handler: key(1).handler, from: 1 }).await.unwrap();
-    let mut waiting = 0;
-    for n in 0..80 {
-        let seq = store.append_event(large(&format!("e{n}"))).await.unwrap().seq();
-        if n == 3 {
-            waiting = seq;
-            let due = State::Scheduled { due: Timestamp::MAX };
-            attempt(&store, &key(seq), 1, Outcome::retry("500"), due).await;
-        } else {
-            attempt(&store, &key(seq), 1, Outcome::Delivered, State::Delivered).await;
-        }
-    }
-    settled(&store).await;
-    let before = store.stats();
-    while super::retention::pass(&store).await.unwrap() {}
-    let after = store.stats();
-    assert!(after.log_bytes < before.log_bytes && after.log_bytes <= 3 * 1024 * 1024);
-    assert!(after.events < before.events);
-    let kept = store.stored_event(waiting).unwrap();
-    assert_eq!(kept.event.new.id, "e3");
-    assert_eq!(kept.deliveries[0].attempts.len(), 1, "with its history");
-    assert!(store.find("e0").is_empty());
-    assert!(store.append_event(large("e0")).await.unwrap().is_duplicate(), "still known");
-    store.close().await;
-}
-
-#[tokio::test]
-async fn at_the_disk_budget_with_nothing_settled_events_are_refused() {
-    let store = small(Retention {
-        delivered: None,
-        dead: None,
-        dedup: Duration::MAX,
-        disk_max: 2 * 1024 * 1024,
-    });
-    store.append(Record::HandlerSeen { handler: key(1).handler, from: 1 }).await.unwrap();
-    for n in 0..60 {
-        store.append_event(large(&format!("e{n}"))).await.unwrap();
-    }
-    settled(&store).await;
-    assert_eq!(super::retention::pass(&store).await, Ok(false));
-    assert_eq!(store.append_event(event("x")).await, Err(super::AppendError::Full));
-    assert_eq!(store.stats().health, super::Health::Full);
-    assert_eq!(store.stats().events, 60);
     store.close().await;
 }
 

@@ -5,6 +5,7 @@ mod canonical;
 mod cli;
 mod crash;
 mod intake;
+mod lifecycle;
 mod load;
 mod node;
 mod refusals;

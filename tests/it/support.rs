@@ -418,6 +418,11 @@ impl Server {
     /// SIGTERM, and waits for a clean end.
     pub fn stop(&mut self) {
         self.signal("-TERM");
+        self.wait_for_the_end();
+    }
+
+    /// It was told to stop and ends without an error.
+    pub fn wait_for_the_end(&mut self) {
         let mut child = self.child.take().unwrap();
         let end = Instant::now() + PATIENCE;
         loop {

@@ -1,0 +1,181 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::pass;
+use crate::clock::{TestClock, Timestamp};
+use crate::config::Retention;
+use crate::delivery::{Outcome, State};
+use crate::event::NewEvent;
+use crate::store::disk::{Call, Disk, Fault, FaultDisk, MemDisk};
+use crate::store::index::memory::MemoryKv;
+use crate::store::record::Record;
+use crate::store::tests::{attempt, clock, event, key, settled, visible};
+use crate::store::{AppendError, Health, Home, Store, StoreOptions};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const KEEP_ALL: Retention =
+    Retention { delivered: None, dead: None, dedup: Duration::MAX, disk_max: 32 * 1024 * 1024 };
+
+/// A store whose log fills several small segments.
+fn open(disk: Arc<dyn Disk>, clock: Arc<TestClock>, retention: Retention) -> Store {
+    let options = StoreOptions { data_dir: "/data".into(), retention };
+    Store::open_with(disk, options, clock, Home::Memory(MemoryKv::new())).unwrap()
+}
+
+fn small(retention: Retention) -> Store {
+    open(Arc::new(MemDisk::new()), clock(), retention)
+}
+
+fn large(id: &str) -> NewEvent {
+    NewEvent { body: vec![b'x'; 64 * 1024].into(), ..event(id) }
+}
+
+#[tokio::test]
+async fn settled_events_go_when_the_disk_budget_is_used_up_and_unsettled_ones_stay() {
+    let store = small(Retention { disk_max: 4 * 1024 * 1024, ..KEEP_ALL });
+    store.append(Record::HandlerSeen { handler: key(1).handler, from: 1 }).await.unwrap();
+    let mut waiting = 0;
+    for n in 0..80 {
+        let seq = store.append_event(large(&format!("e{n}"))).await.unwrap().seq();
+        if n == 3 {
+            waiting = seq;
+            let due = State::Scheduled { due: Timestamp::MAX };
+            attempt(&store, &key(seq), 1, Outcome::retry("500"), due).await;
+        } else {
+            attempt(&store, &key(seq), 1, Outcome::Delivered, State::Delivered).await;
+        }
+    }
+    settled(&store).await;
+    let before = store.stats();
+    while pass(&store).await.unwrap() {}
+    let after = store.stats();
+    assert!(after.log_bytes < before.log_bytes && after.log_bytes <= 3 * 1024 * 1024);
+    assert!(after.events < before.events);
+    let kept = store.stored_event(waiting).unwrap();
+    assert_eq!(kept.event.new.id, "e3");
+    assert_eq!(kept.deliveries[0].attempts.len(), 1, "with its history");
+    assert!(store.find("e0").is_empty());
+    assert!(store.append_event(large("e0")).await.unwrap().is_duplicate(), "still known");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn at_the_disk_budget_with_nothing_settled_events_are_refused() {
+    let store = small(Retention { disk_max: 2 * 1024 * 1024, ..KEEP_ALL });
+    store.append(Record::HandlerSeen { handler: key(1).handler, from: 1 }).await.unwrap();
+    for n in 0..60 {
+        store.append_event(large(&format!("e{n}"))).await.unwrap();
+    }
+    settled(&store).await;
+    assert_eq!(pass(&store).await, Ok(false));
+    assert_eq!(store.append_event(event("x")).await, Err(AppendError::Full));
+    assert_eq!(store.stats().health, Health::Full);
+    assert_eq!(store.stats().events, 60);
+    store.close().await;
+}
+
+/// Events `name`0, `name`1, … that fill two segments and more.
+async fn fill(store: &Store, name: &str, outcome: impl Fn(usize) -> (Outcome, State)) {
+    store.append(Record::HandlerSeen { handler: key(1).handler, from: 1 }).await.unwrap();
+    for n in 0..40 {
+        let seq = store.append_event(large(&format!("{name}{n}"))).await.unwrap().seq();
+        let (outcome, next) = outcome(n);
+        attempt(store, &key(seq), 1, outcome, next).await;
+    }
+    settled(store).await;
+}
+
+fn delivered(_: usize) -> (Outcome, State) {
+    (Outcome::Delivered, State::Delivered)
+}
+
+async fn make_room(store: &Store) -> usize {
+    let mut dropped = 0;
+    while pass(store).await.unwrap() {
+        dropped += 1;
+    }
+    dropped
+}
+
+#[tokio::test]
+async fn what_is_old_enough_goes_events_then_dead_letters_then_their_keys() {
+    let clock = clock();
+    let retention =
+        Retention { delivered: Some(HOUR), dead: Some(3 * HOUR), dedup: 10 * HOUR, ..KEEP_ALL };
+    let store = open(Arc::new(MemDisk::new()), clock.clone(), retention);
+    let one_dead = |n| match n {
+        5 => (Outcome::retry("500"), State::Dead { reason: "500".into() }),
+        _ => delivered(n),
+    };
+    fill(&store, "a", one_dead).await;
+    assert_eq!(make_room(&store).await, 0, "too young");
+
+    clock.advance(2 * HOUR);
+    assert!(make_room(&store).await >= 2);
+    assert!(store.find("a0").is_empty(), "gone");
+    assert_eq!(store.find("a5").len(), 1, "a dead letter stays longer");
+    assert!(store.append_event(large("a0")).await.unwrap().is_duplicate(), "still known");
+
+    // What was carried lies in the newest segment; it is looked at once that is the oldest.
+    fill(&store, "b", delivered).await;
+    clock.advance(2 * HOUR);
+    make_room(&store).await;
+    assert!(store.find("a5").is_empty(), "the dead letter is old enough too");
+    assert!(store.append_event(large("a5")).await.unwrap().is_duplicate());
+
+    clock.advance(10 * HOUR);
+    fill(&store, "c", delivered).await;
+    clock.advance(2 * HOUR);
+    make_room(&store).await;
+    fill(&store, "d", delivered).await;
+    clock.advance(2 * HOUR);
+    make_room(&store).await;
+    assert!(!store.append_event(large("a0")).await.unwrap().is_duplicate(), "known no more");
+    store.close().await;
+}
+
+/// From every call that changes the disk on all of them fail, then the machine loses power.
+#[tokio::test]
+async fn a_fault_and_a_crash_at_any_point_of_retention_lose_nothing_that_matters() {
+    let retention = Retention { disk_max: 4 * 1024 * 1024, ..KEEP_ALL };
+    let waits = |n| match n {
+        3 => (Outcome::retry("500"), State::Scheduled { due: Timestamp::MAX }),
+        5 => (Outcome::retry("500"), State::Dead { reason: "500".into() }),
+        _ => delivered(n),
+    };
+    for call in [Call::Write, Call::SyncData, Call::SyncDir, Call::Remove] {
+        for nth in 1..40 {
+            let memory = MemDisk::new();
+            let faults = FaultDisk::new(Arc::new(memory.clone()));
+            let disk: Arc<dyn Disk> = Arc::new(faults.clone());
+            let store = open(disk, clock(), retention.clone());
+            fill(&store, "a", waits).await;
+            fill(&store, "b", delivered).await;
+            let before = visible(&store);
+            let error = std::io::ErrorKind::Other;
+            let done = faults.count(Some(call));
+            faults.fail(Fault { call: Some(call), nth, error, sticky: true });
+            while pass(&store).await.unwrap_or(false) {}
+            let calls = faults.count(Some(call)) - done;
+            store.close().await;
+            memory.crash(&mut fastrand::Rng::with_seed(nth));
+
+            let store = open(Arc::new(memory), clock(), retention.clone());
+            settled(&store).await;
+            let after = visible(&store);
+            for kept in ["a3", "a5"] {
+                let found = after.iter().find(|e| e.event_id == kept);
+                assert!(found.is_some_and(|e| before.contains(e)), "{call:?} {nth}");
+            }
+            assert!(after.iter().all(|e| before.contains(e)), "{call:?} {nth}");
+            for n in 0..40 {
+                let again = store.append_event(large(&format!("a{n}"))).await.unwrap();
+                assert!(again.is_duplicate(), "{call:?} {nth}: a{n}");
+            }
+            store.close().await;
+            if calls < nth {
+                break;
+            }
+        }
+    }
+}
