@@ -310,7 +310,7 @@ pub async fn patiently<T, F: Future<Output = Result<T, AppendError>>>(
 /// durable either way.
 pub async fn wait_applied(store: &Store, seq: Seq) {
     let mut progress = store.progress();
-    let reached = progress.wait_for(|p| p.applied >= seq);
+    let reached = progress.wait_for(|p| p.caught_up && p.applied >= seq);
     let _ = tokio::time::timeout(APPLIED_WAIT, reached).await;
 }
 

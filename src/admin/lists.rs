@@ -28,7 +28,9 @@ pub async fn blocking<T: Send + 'static>(
 /// What was acknowledged before the question is in the answer. While the index is being rebuilt that may
 /// take long: then an answer that lacks something, and says so, beats none.
 async fn caught_up(cx: &Arc<AdminContext>) {
-    let shown = cx.store.wait_applied(cx.store.durable_seq());
+    let durable = cx.store.durable_seq();
+    let mut progress = cx.store.progress();
+    let shown = progress.wait_for(|p| p.caught_up && p.applied >= durable);
     let _ = tokio::time::timeout(READ_WAIT, shown).await;
 }
 
