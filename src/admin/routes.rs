@@ -13,6 +13,7 @@ use super::problem::Problem;
 use super::{
     AdminContext, change, lists, query, sample, send, socket, status, stream, transfer, wire,
 };
+use crate::store::audit::Pace;
 
 /// The largest body of a request, besides an import's.
 const BODY_MAX: usize = 8 << 20;
@@ -52,6 +53,7 @@ where
     let wanted = match api {
         ["replay" | "trigger" | "import"]
         | ["dead", "replay" | "discard"]
+        | ["store", "check"]
         | ["handlers", _, "pause" | "resume"] => Method::POST,
         ["events" | "deliveries" | "dead" | "rejections" | "handlers" | "status" | "export"]
         | ["events", _] => Method::GET,
@@ -89,6 +91,11 @@ where
         ["replay"] => Ok(json(&change::replay(cx, read_json(body).await?).await?)),
         ["dead", "replay"] => Ok(json(&change::dead_replay(cx, read_json(body).await?).await?)),
         ["dead", _] => Ok(json(&change::dead_discard(cx, read_json(body).await?).await?)),
+        ["store", _] => {
+            let audit = lists::blocking(cx, |store| store.audit(Pace::ON_DEMAND)).await?;
+            let report = audit.map_err(Problem::unavailable)?;
+            Ok(json(&wire::CheckJson::from(&report)))
+        }
         ["handlers", name, verb] => {
             pause(cx, &unescape(name), *verb == "pause").await?;
             Ok(json(&serde_json::json!({ "paused": *verb == "pause" })))

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::delivery::{Seq, State};
+use crate::store::check::{CheckReport, segment_file};
+use crate::store::log::Damage;
 pub use crate::store::transfer::{AttemptJson, DeliveryJson, EventJson};
 
 /// Beyond it, what a handler has yet to look at is not counted.
@@ -31,6 +33,60 @@ pub struct PageJson<T> {
     /// Why something may be missing: the index is being rebuilt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+/// What `store check` found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckJson {
+    pub records: u64,
+    pub events: u64,
+    pub damage: Vec<LostJson>,
+    /// Records whose checksum is right and whose content is not understood.
+    pub unknown: Vec<UnknownJson>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LostJson {
+    pub segment: String,
+    pub offset: u64,
+    pub bytes: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnknownJson {
+    pub seq: u64,
+    pub reason: String,
+}
+
+impl CheckJson {
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.damage.is_empty() && self.unknown.is_empty()
+    }
+}
+
+impl From<&CheckReport> for CheckJson {
+    fn from(report: &CheckReport) -> CheckJson {
+        let lost = |d: &Damage| LostJson {
+            segment: segment_file(d.segment),
+            offset: d.offset,
+            bytes: d.bytes,
+            first_seq: d.first,
+            last_seq: d.last,
+        };
+        let unknown =
+            |(seq, reason): &(u64, String)| UnknownJson { seq: *seq, reason: reason.clone() };
+        CheckJson {
+            records: report.records,
+            events: report.events,
+            damage: report.damage.iter().map(lost).collect(),
+            unknown: report.unknown.iter().map(unknown).collect(),
+        }
+    }
 }
 
 /// What the event stream carries, besides the sequence number.

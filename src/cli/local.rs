@@ -1,4 +1,4 @@
-//! Verbs that need no appliance.
+//! Verbs that work without an appliance.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use clap::CommandFactory as _;
 
 use super::args::{Cli, Common};
+use super::client::Client;
 use super::render::escape;
 use super::{Failure, print, print_json, settings, warn};
-use crate::store::check::CheckReport;
+use crate::admin::wire::CheckJson;
 use crate::store::disk::{Disk, RealDisk};
-use crate::store::log::Damage;
 use crate::store::{OpenError, check, repair};
 
 pub fn check(common: &Common) -> Result<(), Failure> {
@@ -57,28 +57,39 @@ pub fn man(dir: Option<&Path>) -> Result<(), Failure> {
     print(&String::from_utf8_lossy(&out))
 }
 
-pub fn store_check(common: &Common, data_dir: Option<&Path>) -> Result<(), Failure> {
+/// Offline; where an appliance runs on the directory, that one does it.
+pub async fn store_check(common: &Common, data_dir: Option<&Path>) -> Result<(), Failure> {
     let data_dir = data_dir_of(common, data_dir)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let report = check::check(&disk, &data_dir).map_err(|e| refused("check", &data_dir, e))?;
+    let (report, next) = match check::check(&disk, &data_dir) {
+        Ok(report) => {
+            let repair = format!("run `bluehook store repair --data-dir {}`", data_dir.display());
+            (CheckJson::from(&report), repair)
+        }
+        Err(OpenError::Locked { pid }) => {
+            let socket = match &common.socket {
+                Some(socket) => socket.clone(),
+                None => settings::socket_of(common, &data_dir)?,
+            };
+            let client = Client { socket, stopped: None };
+            if !client.is_answered().await {
+                return Err(refused("check", &data_dir, OpenError::Locked { pid }));
+            }
+            let report: CheckJson = client.post("/api/v1/store/check", &()).await?;
+            (report, "stop it, then run `bluehook store repair`".to_owned())
+        }
+        Err(error) => return Err(refused("check", &data_dir, error)),
+    };
     if common.json {
-        print_json(&report_json(&report))?;
+        print_json(&report)?;
     } else {
-        print(&format!(
-            "{} records, {} events\n{}",
-            report.records,
-            report.events,
-            losses(&report)
-        ))?;
+        let (records, events) = (report.records, report.events);
+        print(&format!("{records} records, {events} events\n{}", losses(&report)))?;
     }
     if report.is_sound() {
         return Ok(());
     }
-    Err(Failure::failed(format!(
-        "the store in {} is damaged; run `bluehook store repair --data-dir {}`",
-        data_dir.display(),
-        data_dir.display()
-    )))
+    Err(Failure::failed(format!("the store in {} is damaged; {next}", data_dir.display())))
 }
 
 pub fn store_repair(common: &Common, data_dir: Option<&Path>) -> Result<(), Failure> {
@@ -89,13 +100,13 @@ pub fn store_repair(common: &Common, data_dir: Option<&Path>) -> Result<(), Fail
             "records": done.records,
             "orphans": done.orphans,
             "kept": done.kept.as_ref().map(|path| path.display().to_string()),
-            "found": report_json(&done.found),
+            "found": CheckJson::from(&done.found),
         }));
     }
     let Some(kept) = &done.kept else {
         return print(&format!("nothing is damaged: {} records, nothing changed\n", done.records));
     };
-    let mut text = losses(&done.found);
+    let mut text = losses(&CheckJson::from(&done.found));
     text.push_str(&format!("saved: {} records", done.records));
     if done.orphans > 0 {
         text.push_str(&format!("; left out: {} about events that are lost", done.orphans));
@@ -124,36 +135,23 @@ fn refused(what: &str, data_dir: &Path, error: OpenError) -> Failure {
     }
 }
 
-fn report_json(report: &CheckReport) -> serde_json::Value {
-    let damage = |d: &Damage| {
-        serde_json::json!({
-            "segment": check::segment_file(d.segment), "offset": d.offset, "bytes": d.bytes,
-            "firstSeq": d.first, "lastSeq": d.last,
-        })
-    };
-    serde_json::json!({
-        "records": report.records,
-        "events": report.events,
-        "damage": report.damage.iter().map(damage).collect::<Vec<_>>(),
-        "unknown": report.unknown.iter().map(|(seq, why)| {
-            serde_json::json!({"seq": seq, "reason": why})
-        }).collect::<Vec<_>>(),
-    })
-}
-
 /// One line for each place in the log that is lost.
-fn losses(report: &CheckReport) -> String {
+fn losses(report: &CheckJson) -> String {
     let mut text = String::new();
     for d in &report.damage {
-        let file = check::segment_file(d.segment);
-        let records = match d.first == d.last {
-            true => format!("record {}", d.first),
-            false => format!("records {} to {}", d.first, d.last),
+        let records = match d.first_seq == d.last_seq {
+            true => format!("record {}", d.first_seq),
+            false => format!("records {} to {}", d.first_seq, d.last_seq),
         };
-        text.push_str(&format!("lost: {records}, in {file} at byte {}\n", d.offset));
+        text.push_str(&format!(
+            "lost: {records}, in {} at byte {}\n",
+            escape(&d.segment),
+            d.offset
+        ));
     }
-    for (seq, why) in &report.unknown {
-        text.push_str(&format!("not understood: record {seq}: {}\n", escape(why)));
+    for unknown in &report.unknown {
+        let (seq, why) = (unknown.seq, escape(&unknown.reason));
+        text.push_str(&format!("not understood: record {seq}: {why}\n"));
     }
     text
 }

@@ -88,9 +88,6 @@ fn warn(line: &str) {
 fn dispatch(common: &args::Common, command: Command) -> Result<(), Failure> {
     match command {
         Command::Check => local::check(common),
-        Command::Store(args::StoreCommand::Check { data_dir }) => {
-            local::store_check(common, data_dir.as_deref())
-        }
         Command::Store(args::StoreCommand::Repair { data_dir }) => {
             local::store_repair(common, data_dir.as_deref())
         }
@@ -102,7 +99,14 @@ fn dispatch(common: &args::Common, command: Command) -> Result<(), Failure> {
             let runtime = runtime.map_err(|e| {
                 Failure::failed(format!("cannot start the runtime: {e}; try again"))
             })?;
-            runtime.block_on(commands::run(common, command))
+            runtime.block_on(async {
+                match command {
+                    Command::Store(args::StoreCommand::Check { data_dir }) => {
+                        local::store_check(common, data_dir.as_deref()).await
+                    }
+                    command => commands::run(common, command).await,
+                }
+            })
         }
     }
 }

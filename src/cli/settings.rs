@@ -1,6 +1,6 @@
 //! The configuration as the command line needs it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::args::Common;
@@ -30,6 +30,15 @@ pub fn options(common: &Common) -> LoadOptions {
 /// Every problem, one a line.
 pub fn load(common: &Common) -> Result<Loaded, Failure> {
     crate::server::load(&options(common)).map_err(|problems| Failure::usage(problems.join("\n")))
+}
+
+/// The socket of the appliance that runs on a directory: the configured one, if that is its, else the default.
+pub fn socket_of(common: &Common, data_dir: &Path) -> Result<PathBuf, Failure> {
+    let by_default = data_dir.join("admin.sock");
+    if by_default.exists() {
+        return Ok(by_default);
+    }
+    socket(common)
 }
 
 pub fn socket(common: &Common) -> Result<PathBuf, Failure> {

@@ -1,12 +1,14 @@
-//! Offline: is every record readable?
+//! Is every record readable?
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::OpenError;
 use super::disk::Disk;
-use super::log::{Damage, LogError, LogReader, ScanItem};
-use super::{files, record};
+use super::files;
+use super::log::{Damage, Frame, LogError, LogReader, ScanItem};
+use super::record::{self, DecodeError, Record};
 use crate::delivery::Seq;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,18 +47,67 @@ pub(super) fn last_record(reader: &LogReader) -> Result<Seq, LogError> {
     Ok(last)
 }
 
+const TO_THE_END: Seq = Seq::MAX - 1;
+
 /// Everything readable, in order. What follows the last record is not reported: a torn tail is no loss.
 pub(super) fn walk(reader: &LogReader, mut visit: impl FnMut(ScanItem)) -> Result<(), LogError> {
+    walk_to(reader, TO_THE_END, |item| {
+        visit(item);
+        ControlFlow::Continue(())
+    })
+}
+
+fn walk_to(
+    reader: &LogReader,
+    upto: Seq,
+    mut visit: impl FnMut(ScanItem) -> ControlFlow<()>,
+) -> Result<(), LogError> {
     let Some(from) = reader.first_position()? else { return Ok(()) };
-    let upto = Seq::MAX - 1;
     let mut scan = reader.scan(from, upto);
     while let Some(item) = scan.next()? {
-        match item {
-            ScanItem::Damage(d) if d.last == upto => {}
-            item => visit(item),
+        let is_the_tail = matches!(&item, ScanItem::Damage(d) if d.last == TO_THE_END);
+        if !is_the_tail && visit(item).is_break() {
+            break;
         }
     }
     Ok(())
+}
+
+/// Verifies every record up to `upto`; `visit` sees each that is whole, and may end it.
+pub(super) fn examine(
+    reader: &LogReader,
+    upto: Seq,
+    mut visit: impl FnMut(&Frame, &Result<Record, DecodeError>) -> ControlFlow<()>,
+) -> Result<CheckReport, LogError> {
+    let mut report = CheckReport {
+        records: 0,
+        events: 0,
+        first: 0,
+        last: 0,
+        damage: Vec::new(),
+        unknown: Vec::new(),
+    };
+    walk_to(reader, upto, |item| match item {
+        ScanItem::Damage(damage) => {
+            report.damage.push(damage);
+            ControlFlow::Continue(())
+        }
+        ScanItem::Frame(frame) => {
+            if report.records == 0 {
+                report.first = frame.seq;
+            }
+            report.records += 1;
+            report.last = frame.seq;
+            let record = record::decode(frame.kind, &frame.payload);
+            match &record {
+                Ok(Record::Event(_)) => report.events += 1,
+                Ok(_) => {}
+                Err(why) => report.unknown.push((frame.seq, why.to_string())),
+            }
+            visit(&frame, &record)
+        }
+    })?;
+    Ok(report)
 }
 
 /// Verifies every record's checksums and the sequence of their numbers. Changes nothing.
@@ -74,29 +125,6 @@ pub fn check(disk: &Arc<dyn Disk>, data_dir: &Path) -> Result<CheckReport, OpenE
         )));
     }
     let reader = LogReader::new(disk.clone(), &log_dir);
-    let mut report = CheckReport {
-        records: 0,
-        events: 0,
-        first: 0,
-        last: 0,
-        damage: Vec::new(),
-        unknown: Vec::new(),
-    };
-    walk(&reader, |item| match item {
-        ScanItem::Damage(damage) => report.damage.push(damage),
-        ScanItem::Frame(frame) => {
-            if report.records == 0 {
-                report.first = frame.seq;
-            }
-            report.records += 1;
-            report.last = frame.seq;
-            match record::decode(frame.kind, &frame.payload) {
-                Ok(record::Record::Event(_)) => report.events += 1,
-                Ok(_) => {}
-                Err(why) => report.unknown.push((frame.seq, why.to_string())),
-            }
-        }
-    })
-    .map_err(|e| OpenError::Other(format!("cannot read the log: {e}")))?;
-    Ok(report)
+    examine(&reader, TO_THE_END, |_, _| ControlFlow::Continue(()))
+        .map_err(|e| OpenError::Other(format!("cannot read the log: {e}")))
 }

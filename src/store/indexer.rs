@@ -221,11 +221,18 @@ impl Shared {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add_damage(&self, new: Vec<Damage>) {
+    pub fn add_damage(&self, new: Vec<Damage>) {
         let mut found = self.found_mut();
         for damage in new {
             let same = |d: &Damage| (d.segment, d.offset) == (damage.segment, damage.offset);
             if !found.damage.iter().any(same) {
+                tracing::error!(
+                    segment = damage.segment,
+                    offset = damage.offset,
+                    first = damage.first,
+                    last = damage.last,
+                    "records in the log are damaged"
+                );
                 found.damage.push(damage);
             }
         }
@@ -405,13 +412,6 @@ impl Indexer {
     fn after_step(&self, core: &mut IndexerCore, log: &LogProgress, target: Seq, rebuilds: u64) {
         let damage = core.take_damage();
         for d in &damage {
-            tracing::error!(
-                segment = d.segment,
-                offset = d.offset,
-                first = d.first,
-                last = d.last,
-                "records in the log are damaged"
-            );
             self.appender.mark_damaged(d.segment);
         }
         self.shared.add_damage(damage);

@@ -4,6 +4,7 @@
 //! that may meet a big one wrap them in `spawn_blocking`.
 
 mod append;
+pub mod audit;
 pub mod check;
 pub mod dedup;
 pub mod disk;
@@ -194,6 +195,7 @@ struct Inner {
     active: Mutex<Option<Vec<HandlerName>>>,
     /// The last segment that was dropped. Held while one is being dropped.
     dropped: tokio::sync::Mutex<u32>,
+    auditing: Mutex<()>,
     stop: watch::Sender<bool>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     /// Held as long as the store is open.

@@ -14,7 +14,7 @@ use super::index::rebuild::{self, LogState, OpenIndex};
 use super::indexer::{Indexer, IndexerCore, Shared};
 use super::log::{Appender, AppenderCore, Limits, LogOptions, LogReader, LogWriter, Priority};
 use super::record::{Record, encode};
-use super::{Home, Inner, OpenError, Progress, Store, StoreOptions, files, retention};
+use super::{Home, Inner, OpenError, Progress, Store, StoreOptions, audit, files, retention};
 use crate::clock::{Clock, Timeline};
 use crate::config::Retention;
 use crate::delivery::Seq;
@@ -122,6 +122,7 @@ impl Store {
                 full: AtomicBool::new(false),
                 active: Mutex::new(None),
                 dropped: tokio::sync::Mutex::new(0),
+                auditing: Mutex::default(),
                 stop,
                 threads: Mutex::new(vec![indexing]),
                 _lock: lock,
@@ -129,6 +130,8 @@ impl Store {
         };
         let keeper = retention::spawn(&store).map_err(|e| other(&e))?;
         store.threads().push(keeper);
+        let auditor = audit::spawn(&store).map_err(|e| other(&e))?;
+        store.threads().push(auditor);
         Ok(store)
     }
 
@@ -187,6 +190,7 @@ impl Store {
                 full: AtomicBool::new(false),
                 active: Mutex::new(None),
                 dropped: tokio::sync::Mutex::new(0),
+                auditing: Mutex::default(),
                 stop: watch::Sender::new(false),
                 threads: Mutex::default(),
                 _lock: lock,

@@ -2,16 +2,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::audit::Pace;
 use super::disk::{Disk, MemDisk, RealDisk};
-use super::index::KvError;
 use super::index::memory::MemoryKv;
+use super::index::{Kv as _, KvError, keys};
 use super::record::Record;
 use super::transfer::EventJson;
 use super::{EventFilter, FIRST_GENERATION, Home, OpenError, Store, StoreOptions};
 use crate::clock::{TestClock, Timestamp};
 use crate::config::Retention;
 use crate::delivery::{Attempt, DeliveryKey, HandlerName, Outcome, State};
-use crate::event::{NewEvent, VerifiedBy};
+use crate::event::{NewEvent, VerifiedBy, dedup_key};
 
 pub(super) const WALL: Timestamp = Timestamp(1_790_000_000_000);
 
@@ -360,5 +361,40 @@ async fn an_export_lacks_nothing_though_the_index_is_built_anew_meanwhile() {
     let caught_up = progress.wait_for(|p| p.caught_up);
     tokio::time::timeout(Duration::from_secs(30), caught_up).await.unwrap().unwrap();
     assert_eq!(store.catching_up(), None);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_audit_finds_damage_that_nobody_reads_and_an_index_that_disagrees() {
+    let disk = MemDisk::new();
+    let kv = MemoryKv::new();
+    let home = Home::Memory(kv.clone());
+    let options = options(Path::new("/data"));
+    let store = Store::open_with(Arc::new(disk.clone()), options, clock(), home).unwrap();
+    for n in 0..10 {
+        store.append_event(event(&format!("e{n}"))).await.unwrap();
+    }
+    settled(&store).await;
+    let sound = store.audit(Pace::ON_DEMAND).unwrap();
+    assert!(sound.is_sound() && sound.events == 10, "{sound:?}");
+    assert_eq!(store.stats().damage, []);
+
+    let seq = store.find("e5")[0];
+    kv.apply(vec![(keys::event(seq), None), (keys::id(&dedup_key("bluereplies", "e5")), None)])
+        .unwrap();
+    let epoch = store.progress().borrow().epoch;
+    store.audit(Pace::ON_DEMAND).unwrap();
+    let mut progress = store.progress();
+    let rebuilt = progress.wait_for(|p| p.epoch > epoch && p.caught_up);
+    tokio::time::timeout(Duration::from_secs(30), rebuilt).await.unwrap().unwrap();
+    assert_eq!(store.find("e5"), [seq]);
+
+    disk.corrupt(Path::new("/data/log/00000001.seg"), |bytes| {
+        let at = bytes.windows(2).position(|w| w == b"e7").unwrap();
+        bytes[at] ^= 1;
+    });
+    let report = store.audit(Pace::ON_DEMAND).unwrap();
+    assert_eq!(report.damage.len(), 1);
+    assert_eq!(store.stats().damage.len(), 1);
     store.close().await;
 }

@@ -10,6 +10,7 @@ mod load;
 mod node;
 mod refusals;
 mod retries;
+mod rot;
 mod sim;
 mod soak;
 mod support;

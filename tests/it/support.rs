@@ -296,9 +296,20 @@ impl Server {
         Server::start_by(extra, true)
     }
 
+    /// A configuration whose data directory does not exist yet; `spawn` starts it.
+    pub fn stopped(extra: &str) -> Server {
+        Server::prepared(extra, false)
+    }
+
     fn start_by(extra: &str, virtual_clock: bool) -> Server {
+        let mut server = Server::prepared(extra, virtual_clock);
+        server.spawn();
+        server
+    }
+
+    fn prepared(extra: &str, virtual_clock: bool) -> Server {
         let dir = tempfile::tempdir().unwrap();
-        let mut server = Server {
+        let server = Server {
             dir,
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             child: None,
@@ -307,7 +318,6 @@ impl Server {
         };
         server.write_config(extra);
         std::fs::write(server.clock_file(), "0 0 0").unwrap();
-        server.spawn();
         server
     }
 
