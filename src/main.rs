@@ -13,7 +13,7 @@ fn main() -> ExitCode {
 mod memory {
     use std::time::Duration;
 
-    const LOOK_EVERY: Duration = Duration::from_secs(5);
+    const LOOK_EVERY: Duration = Duration::from_secs(1);
     const GROWN_BYTES: usize = 8 * 1024 * 1024;
 
     pub fn keep_small() {

@@ -74,7 +74,9 @@ async fn run(
     if action == Action::Replay {
         filter.handler = None;
     }
-    let mut writer = Writer { cx, action, waiting: None, written: 0, last: 0 };
+    let _held = cx.store.hold_retention().await;
+    let epoch = cx.store.log_epoch();
+    let mut writer = Writer { cx, action, epoch, waiting: None, written: 0, last: 0 };
     let mut changed = Changed { dry_run: selection.dry_run, ..Changed::default() };
     let mut steps = Steps::new(cx, &selection.ids, action).await?;
     let configured = (cx.config)();
@@ -242,6 +244,8 @@ impl Targets {
 struct Writer<'a> {
     cx: &'a Arc<AdminContext>,
     action: Action,
+    /// Of the log: when it is reopened after a fault, records that were only written may be gone.
+    epoch: u64,
     waiting: Option<DeliveryKey>,
     written: u64,
     last: Seq,
@@ -250,8 +254,8 @@ struct Writer<'a> {
 impl Writer<'_> {
     async fn write(&mut self, key: DeliveryKey) -> Result<(), Problem> {
         if let Some(before) = self.waiting.replace(key) {
-            let record = self.record(before);
-            self.last = patiently(|| self.cx.store.append(record.clone())).await?;
+            let record = [self.record(before)];
+            self.last = patiently(|| self.cx.store.append_in(self.epoch, &record)).await?;
             self.written += 1;
         }
         Ok(())
@@ -275,6 +279,9 @@ impl Writer<'_> {
         let record = self.record(key);
         let receipt = patiently(|| self.cx.store.append_durable(record.clone())).await;
         let receipt = receipt.map_err(|problem| self.cut_off(problem))?;
+        if self.cx.store.log_epoch() != self.epoch {
+            return Err(self.cut_off(Problem::append(AppendError::Failed)));
+        }
         self.last = self.last.max(receipt.seq());
         wait_applied(&self.cx.store, self.last).await;
         self.cx.replay.nudge().await;

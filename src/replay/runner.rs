@@ -309,6 +309,9 @@ impl Runner {
         for handler in handlers {
             let name = handler.plan.name.clone();
             let new_from = known.get(&name).map_or(next, |before| before.new_from);
+            if !known.contains_key(&name) && handler.start == Start::Now {
+                self.enter(name.clone(), new_from);
+            }
             if !self.queues.contains_key(&name) {
                 let (queue, queued) = mpsc::unbounded_channel();
                 self.queue_tasks.spawn(queue::run(Arc::clone(&self.shared), queued));
@@ -318,6 +321,21 @@ impl Runner {
         }
         self.queues.retain(|name, _| self.handlers.contains_key(name));
         self.step(Input::Configure(plans));
+    }
+
+    /// A handler that the store has never met begins here, even if this process ends before the index can
+    /// tell; for one that it has met the record means nothing.
+    fn enter(&self, handler: HandlerName, from: Seq) {
+        let store = self.shared.store.clone();
+        tokio::spawn(async move {
+            let record = Record::HandlerSeen { handler, from };
+            if let Err(error) = store.append(record).await {
+                tracing::warn!(
+                    ?error,
+                    "a new handler could not be entered yet; trying again later"
+                );
+            }
+        });
     }
 
     fn execute(&mut self, command: Command) {

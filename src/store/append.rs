@@ -109,6 +109,12 @@ impl Store {
         self.appender()?.written_in(log_epoch, records).await
     }
 
+    /// While this is held retention drops nothing: for whoever changes what is settled, from the record to
+    /// its being in the index.
+    pub async fn hold_retention(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.inner.changing.read().await
+    }
+
     /// As `append`, but durable when it returns.
     ///
     /// # Errors

@@ -29,6 +29,8 @@ const GATHER: Duration = Duration::from_millis(10);
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 /// How often the size of the index is looked at.
 const HOLES_CHECK: Duration = Duration::from_secs(5);
+/// After a copy that came to nothing.
+const COMPACT_AGAIN: Duration = Duration::from_secs(600);
 /// How long queries may keep an index that is to be replaced.
 const LET_GO_WITHIN: Duration = Duration::from_secs(2);
 const LET_GO_CHECK: Duration = Duration::from_millis(1);
@@ -198,9 +200,15 @@ impl Shared {
             std::thread::sleep(LET_GO_CHECK);
         }
         *place = None;
-        let fresh = copy.put_in_place()?;
-        *place = Some(fresh.clone());
-        Ok(fresh)
+        let fresh = copy.put_in_place();
+        match &fresh {
+            Ok(fresh) => *place = Some(fresh.clone()),
+            // Before anyone reads that there is nothing.
+            Err(_) => self.progress.send_modify(|p| (p.applied, p.caught_up) = (0, false)),
+        }
+        drop(place);
+        copy.discard();
+        fresh
     }
 
     pub fn report_broken(&self, error: &KvError) {
@@ -267,15 +275,20 @@ impl Indexer {
         let mut doubt = None;
         let mut rebuilds = 0;
         while !*self.stop.borrow() {
-            match self.open(doubt.take(), &log) {
+            match guarded(|| self.open(doubt.take(), &log)) {
                 Ok(index) => {
-                    let outcome = runtime.block_on(self.follow(index, &mut log, rebuilds));
+                    let followed = || runtime.block_on(self.follow(index, &mut log, rebuilds));
+                    let outcome = guarded(followed);
                     doubt = outcome.err().map(|e| e.0);
                     if let Some(why) = &doubt {
                         rebuilds += 1;
                         self.announce_rebuild(why);
                     }
-                    self.shared.set_kv(None);
+                    // Its last holder closes it.
+                    _ = guarded(|| {
+                        self.shared.set_kv(None);
+                        Ok(())
+                    });
                 }
                 Err(e) => {
                     tracing::error!(error = %e, "the index cannot be opened; trying again");
@@ -334,30 +347,42 @@ impl Indexer {
         drop(index);
         let target = log.borrow().durable;
         let mut unflushed = false;
-        let mut looked_at = Instant::now();
+        let mut look_at = Instant::now() + HOLES_CHECK;
         loop {
             let now = log.borrow_and_update().clone();
             let before = core.applied();
             let mut wait = IDLE_WAIT;
+            let mut fault = None;
             match core.advance(now.durable, STEP_RECORDS) {
                 Ok(()) => {}
                 Err(Fault::Index(e)) => return Err(e),
                 Err(Fault::Log(e)) => {
                     tracing::error!(error = %e, "the index cannot read the log; trying again");
+                    fault = Some(format!("the index cannot read the log: {e}; check the disk"));
                     wait = RETRY_WAIT;
                 }
             }
             self.after_step(&mut core, &now, target, rebuilds);
+            if fault.is_some() {
+                self.shared.found_mut().note = fault;
+                self.shared.progress.send_modify(|p| p.caught_up = false);
+            }
             let records = core.applied() - before;
             unflushed |= records > 0;
             let idle = core.applied() >= now.durable;
             if *self.stop.borrow() {
                 break;
             }
-            if looked_at.elapsed() >= HOLES_CHECK && core.applied() >= target {
-                looked_at = Instant::now();
+            // Not after a fault: then there is more in the core than in the index.
+            let sound = wait == IDLE_WAIT && core.applied() >= target;
+            if sound && Instant::now() >= look_at {
+                look_at = Instant::now() + HOLES_CHECK;
                 if compact::is_worthwhile(&*core.kv, self.holes_max)? {
+                    let before = core.kv.bytes();
                     core = self.compact(core)?;
+                    if core.kv.bytes() >= before {
+                        look_at = Instant::now() + COMPACT_AGAIN;
+                    }
                 }
             }
             if !idle && wait == IDLE_WAIT {
@@ -429,6 +454,12 @@ impl Indexer {
         };
         self.shared.progress.send_if_modified(|p| std::mem::replace(p, now) != now);
     }
+}
+
+/// sled panics where others return an error, also when it is closed.
+fn guarded<T>(work: impl FnOnce() -> Result<T, KvError>) -> Result<T, KvError> {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    done.unwrap_or_else(|_| Err(KvError("index: a panic; the service log has it".to_owned())))
 }
 
 fn rebuilding_note(why: &str) -> String {

@@ -196,6 +196,8 @@ struct Inner {
     /// The last segment that was dropped. Held while one is being dropped.
     dropped: tokio::sync::Mutex<u32>,
     auditing: Mutex<()>,
+    /// Held for writing while a segment is being dropped, for reading while people change what is settled.
+    changing: tokio::sync::RwLock<()>,
     stop: watch::Sender<bool>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     /// Held as long as the store is open.

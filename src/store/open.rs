@@ -123,6 +123,7 @@ impl Store {
                 active: Mutex::new(None),
                 dropped: tokio::sync::Mutex::new(0),
                 auditing: Mutex::default(),
+                changing: tokio::sync::RwLock::default(),
                 stop,
                 threads: Mutex::new(vec![indexing]),
                 _lock: lock,
@@ -191,6 +192,7 @@ impl Store {
                 active: Mutex::new(None),
                 dropped: tokio::sync::Mutex::new(0),
                 auditing: Mutex::default(),
+                changing: tokio::sync::RwLock::default(),
                 stop: watch::Sender::new(false),
                 threads: Mutex::default(),
                 _lock: lock,
@@ -241,6 +243,12 @@ impl Store {
             None => self.inner.index.progress().borrow().durable,
         };
         written + 1
+    }
+
+    /// Raised when the log was reopened after a fault: see [`Store::append_in`].
+    #[must_use]
+    pub fn log_epoch(&self) -> u64 {
+        self.inner.appender.as_ref().map_or(0, |a| a.progress().borrow().epoch)
     }
 
     /// The newest record that is safe on disk now; the index may be a moment behind it.

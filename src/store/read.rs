@@ -81,9 +81,15 @@ impl Store {
         self.read(|view| view.next_due(handler, after)).flatten()
     }
 
+    /// `None`: it cannot be told, which is not the same as that the handler is new.
+    #[must_use]
+    pub fn known_stats(&self, handler: &HandlerName) -> Option<HandlerStats> {
+        self.read(|view| view.handler_stats(handler))
+    }
+
     #[must_use]
     pub fn handler_stats(&self, handler: &HandlerName) -> HandlerStats {
-        self.read(|view| view.handler_stats(handler)).unwrap_or(HandlerStats {
+        self.known_stats(handler).unwrap_or(HandlerStats {
             cursor: None,
             paused: false,
             scheduled: 0,
@@ -215,6 +221,14 @@ impl Store {
                 "the index is catching up with the log; nothing to do".to_owned()
             }),
         )
+    }
+
+    /// Remembers whether `disk_max` is used up, by what may not go.
+    pub(super) fn note_full(&self) {
+        let segments = self.inner.appender.as_ref().map(|a| a.segments()).unwrap_or_default();
+        let log_bytes: u64 = segments.iter().map(|s| s.bytes).sum();
+        let full = log_bytes > self.inner.options.retention.disk_max;
+        self.inner.full.store(full, Ordering::Relaxed);
     }
 
     #[must_use]

@@ -27,12 +27,13 @@ pub fn spawn(store: &Store) -> io::Result<std::thread::JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("retention".to_owned()).spawn(move || {
         runtime.block_on(async {
+            let mut stuck = None;
             while !*stop.borrow() {
                 tokio::select! {
                     changed = stop.changed() => if changed.is_err() { return },
                     () = tokio::time::sleep(CHECK_EVERY) => {
                         tokio::select! {
-                            () = make_room(&inner) => {}
+                            () = make_room(&inner, &mut stuck) => {}
                             _ = stop.wait_for(|stop| *stop) => return,
                         }
                     }
@@ -42,10 +43,22 @@ pub fn spawn(store: &Store) -> io::Result<std::thread::JoinHandle<()>> {
     })
 }
 
-async fn make_room(inner: &Weak<Inner>) {
+/// `stuck`: the newest segment when the last run found nothing more to win.
+async fn make_room(inner: &Weak<Inner>, stuck: &mut Option<u32>) {
+    let Some(newest) = inner.upgrade().and_then(|inner| newest(&inner)) else { return };
+    if *stuck == Some(newest) {
+        return;
+    }
     while let Some(inner) = inner.upgrade() {
-        match pass(&Store { inner }).await {
-            Ok(true) => {}
+        let store = Store { inner };
+        match pass(&store).await {
+            Ok(true) if oldest_left(&store) <= newest => {}
+            Ok(true) => {
+                // What this very run has carried is the oldest now: again would be for nothing.
+                *stuck = self::newest(&store.inner);
+                store.note_full();
+                return;
+            }
             Ok(false) => return,
             Err(why) => {
                 tracing::warn!(why, "no segment could be dropped; trying again");
@@ -53,6 +66,15 @@ async fn make_room(inner: &Weak<Inner>) {
             }
         }
     }
+}
+
+fn newest(inner: &Inner) -> Option<u32> {
+    Some(inner.appender.as_ref()?.segments().last()?.number)
+}
+
+fn oldest_left(store: &Store) -> u32 {
+    let segments = store.inner.appender.as_ref().map(|a| a.segments()).unwrap_or_default();
+    segments.first().map_or(u32::MAX, |s| s.number)
 }
 
 /// A duplicate key with the hash of its body and the event's number.
@@ -73,9 +95,30 @@ struct Plan {
     conflicts: Vec<(Seq, RepeatRecord)>,
     /// There is a settled event that is not old enough to go without need.
     young: bool,
+    /// Something in it cannot be read: the file is kept aside.
+    damaged: bool,
 }
 
 impl Plan {
+    /// These records cannot be read. What is lost with them is said.
+    fn damage(
+        &mut self,
+        view: &View<'_>,
+        needs: &Needs,
+        records: std::ops::RangeInclusive<Seq>,
+    ) -> Result<(), KvError> {
+        self.damaged = true;
+        for seq in view.events_between(*records.start(), *records.end())? {
+            if needs.hold(view, seq)? {
+                tracing::error!(
+                    seq,
+                    "an event that is not settled is lost: its record is damaged; the segment is kept aside"
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// `frame` holds event `seq`, or a repeat of another, or what has been carried on since. Nothing is
     /// looked up by id: that would draw the whole index through memory.
     fn event(
@@ -126,7 +169,13 @@ pub(super) async fn pass(store: &Store) -> Result<bool, String> {
     let Some(oldest) = oldest.filter(|_| pressed || retention.delivered.is_some()) else {
         return Ok(false);
     };
-    let (Some(first), Some(last)) = (oldest.first, oldest.last) else { return Ok(false) };
+    let (Some(first), Some(last)) = (oldest.first, oldest.last) else {
+        // Nothing in it can be read; it is kept aside.
+        appender.mark_damaged(oldest.number);
+        remove(store, appender, oldest.number).await?;
+        *last_dropped = oldest.number;
+        return Ok(true);
+    };
     let progress = *store.inner.index.progress().borrow();
     if !progress.caught_up || progress.applied < last {
         return Ok(false);
@@ -136,10 +185,16 @@ pub(super) async fn pass(store: &Store) -> Result<bool, String> {
         return Ok(false);
     }
     if plan.kept_bytes > oldest.bytes / 10 * 9 {
-        store.inner.full.store(log_bytes > retention.disk_max, Ordering::Relaxed);
+        store.note_full();
         return Ok(false);
     }
-    carry(store, &plan).await?;
+    if plan.damaged {
+        appender.mark_damaged(oldest.number);
+    }
+    // Nobody replays or discards between the look at what is settled and its end.
+    let _still = store.inner.changing.write().await;
+    let tail = Tail { store, epoch: appender.progress().borrow().epoch };
+    carry(&tail, &plan).await?;
     let still_settled = store.read(|view| {
         let needs = Needs::of(store, view)?;
         let mut settled = true;
@@ -152,17 +207,19 @@ pub(super) async fn pass(store: &Store) -> Result<bool, String> {
         // Someone replayed one of them meanwhile.
         return Ok(false);
     }
+    snapshots(&tail, &plan).await?;
     let events = plan.dropped.len() as u64;
-    let dropped = Record::Dropped { segment: oldest.number, first, last, events };
-    append_applied(store, dropped).await?;
-    remove(appender, oldest.number).await?;
+    tail.append(Record::Dropped { segment: oldest.number, first, last, events }).await?;
+    tail.fence().await?;
+    remove(store, appender, oldest.number).await?;
     *last_dropped = oldest.number;
     tracing::info!(segment = oldest.number, events, kept = plan.kept.len(), "dropped a segment");
     Ok(true)
 }
 
-async fn remove(appender: &Appender, segment: u32) -> Result<(), String> {
+async fn remove(store: &Store, appender: &Appender, segment: u32) -> Result<(), String> {
     let removed = appender.remove_segment(segment).await;
+    store.inner.reader.forget(segment);
     removed.map_err(|e| format!("segment {segment} cannot be removed: {e:?}"))
 }
 
@@ -176,7 +233,10 @@ fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Resul
     loop {
         let frame = match scan.next() {
             Ok(Some(ScanItem::Frame(frame))) => frame,
-            Ok(Some(ScanItem::Damage(_))) => continue,
+            Ok(Some(ScanItem::Damage(damage))) => {
+                plan.damage(view, &needs, damage.first..=damage.last.min(last))?;
+                continue;
+            }
             Ok(None) => return Ok(plan),
             Err(e) => {
                 log(&e);
@@ -188,7 +248,10 @@ fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Resul
         if frame.place.segment != oldest.number {
             return Ok(plan);
         }
-        let Ok(record) = record::decode(frame.kind, &frame.payload) else { continue };
+        let Ok(record) = record::decode(frame.kind, &frame.payload) else {
+            plan.damage(view, &needs, frame.seq..=frame.seq)?;
+            continue;
+        };
         match record {
             Record::Event(event) => {
                 plan.event(store, view, &needs, frame.seq, &frame, &event)?;
@@ -197,7 +260,11 @@ fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Resul
                 plan.event(store, view, &needs, seq, &frame, &event)?;
             }
             Record::Keys { dropped_at, keys } if needs.now.since(dropped_at) < retention.dedup => {
+                plan.kept_bytes += u64::from(frame.place.len);
                 plan.keys.push((dropped_at, keys));
+            }
+            Record::Snapshot { delivery, .. } if needs.hold(view, delivery.key.event)? => {
+                plan.kept_bytes += u64::from(frame.place.len);
             }
             Record::Keys { keys, .. } => plan.expired.extend(keys.iter().map(|(key, ..)| *key)),
             Record::Repeat(repeat) if repeat.conflict.is_some() => {
@@ -251,58 +318,83 @@ impl Needs {
     }
 }
 
-/// Writes to the tail what must outlive the segment.
-async fn carry(store: &Store, plan: &Plan) -> Result<(), String> {
+/// The end of the log as long as it is not reopened: after a fault what was carried may be gone.
+struct Tail<'a> {
+    store: &'a Store,
+    epoch: u64,
+}
+
+impl Tail<'_> {
+    async fn append(&self, record: Record) -> Result<(), String> {
+        let appended = self.store.append_in(self.epoch, &[record]).await;
+        appended.map(drop).map_err(|e| format!("the log takes nothing: {e:?}"))
+    }
+
+    /// Everything appended is durable and in the index on return.
+    async fn fence(&self) -> Result<(), String> {
+        let record = Record::Boot { timeline: self.store.inner.timeline };
+        let receipt = self.store.append_durable(record).await;
+        let seq = receipt.map_err(|e| format!("the log takes nothing: {e:?}"))?.seq();
+        self.store.wait_applied(seq).await;
+        match self.store.log_epoch() == self.epoch {
+            true => Ok(()),
+            false => Err("the log was reopened meanwhile".to_owned()),
+        }
+    }
+}
+
+const NO_INDEX: &str = "the index is not there";
+
+/// Writes to the tail what must outlive the segment, but for the states of deliveries.
+async fn carry(tail: &Tail<'_>, plan: &Plan) -> Result<(), String> {
+    let store = tail.store;
     let now = store.inner.timeline.at(store.inner.clock.now());
-    let gone = || "the index is not there".to_owned();
-    append(store, Record::Boot { timeline: store.inner.timeline }).await?;
-    let as_of = store.read(|view| view.applied()).ok_or_else(gone)?;
-    for (handler, h) in store.read(|view| view.handlers()).ok_or_else(gone)? {
+    tail.append(Record::Boot { timeline: store.inner.timeline }).await?;
+    let as_of = store.read(|view| view.applied()).ok_or(NO_INDEX)?;
+    for (handler, h) in store.read(|view| view.handlers()).ok_or(NO_INDEX)? {
         let (cursor, paused) = (h.cursor, h.paused);
-        append(store, Record::HandlerCarried { handler, cursor, paused, as_of }).await?;
+        tail.append(Record::HandlerCarried { handler, cursor, paused, as_of }).await?;
     }
     for seq in &plan.kept {
-        let as_of = store.read(|view| view.applied()).ok_or_else(gone)?;
         let found = store.read(|view| Ok((view.entry(*seq)?, view.stored_event(*seq)?)));
-        let (Some(entry), Some(stored)) = found.ok_or_else(gone)? else {
+        let (Some(entry), Some(stored)) = found.ok_or(NO_INDEX)? else {
             return Err(format!("event {seq} cannot be read"));
         };
         let event = stored.event.new.into();
         let repeats = stored.duplicates;
-        append(store, Record::Carried { seq: *seq, time: entry.time, event, repeats }).await?;
-        for d in stored.deliveries {
-            let (delivery, attempts) = (d.delivery, d.attempts);
-            append(store, Record::Snapshot { delivery, attempts, as_of }).await?;
-        }
+        tail.append(Record::Carried { seq: *seq, time: entry.time, event, repeats }).await?;
     }
     for (seq, repeat) in &plan.conflicts {
         let repeat = RepeatRecord { carried_from: Some(*seq), ..repeat.clone() };
-        append(store, Record::Repeat(repeat)).await?;
+        tail.append(Record::Repeat(repeat)).await?;
     }
     for (dropped_at, keys) in &plan.keys {
         let (dropped_at, keys) = (*dropped_at, keys.clone());
-        append(store, Record::Keys { dropped_at, keys }).await?;
+        tail.append(Record::Keys { dropped_at, keys }).await?;
     }
     for keys in plan.dropped.chunks(KEYS_MAX) {
-        append(store, Record::Keys { dropped_at: now, keys: keys.to_vec() }).await?;
+        tail.append(Record::Keys { dropped_at: now, keys: keys.to_vec() }).await?;
     }
     for keys in plan.expired.chunks(KEYS_MAX) {
-        append(store, Record::Forgotten { keys: keys.to_vec() }).await?;
+        tail.append(Record::Forgotten { keys: keys.to_vec() }).await?;
     }
-    append_applied(store, Record::Boot { timeline: store.inner.timeline }).await
+    tail.fence().await
 }
 
-async fn append(store: &Store, record: Record) -> Result<(), String> {
-    let appended = store.append(record).await;
-    appended.map(drop).map_err(|e| format!("the log takes nothing: {e:?}"))
-}
-
-/// Durable and in the index on return.
-async fn append_applied(store: &Store, record: Record) -> Result<(), String> {
-    let receipt = store.append_durable(record).await;
-    let seq = receipt.map_err(|e| format!("the log takes nothing: {e:?}"))?.seq();
-    store.wait_applied(seq).await;
-    Ok(())
+/// The states of the deliveries of the events that were carried. Read only now: what a handler reported
+/// before its event was carried means nothing to an index that is built without the segment.
+async fn snapshots(tail: &Tail<'_>, plan: &Plan) -> Result<(), String> {
+    let store = tail.store;
+    for seq in &plan.kept {
+        let as_of = store.read(|view| view.applied()).ok_or(NO_INDEX)?;
+        let stored = store.read(|view| view.stored_event(*seq)).ok_or(NO_INDEX)?;
+        let stored = stored.ok_or_else(|| format!("event {seq} cannot be read"))?;
+        for d in stored.deliveries {
+            let (delivery, attempts) = (d.delivery, d.attempts);
+            tail.append(Record::Snapshot { delivery, attempts, as_of }).await?;
+        }
+    }
+    tail.fence().await
 }
 
 #[cfg(test)]

@@ -28,7 +28,10 @@ fn a_request_that_is_under_way_when_the_stop_comes_is_still_answered() {
     let (begin, rest) = request.split_at(request.len() - 5);
     let mut stream = connect(server.addr);
     stream.write_all(begin.as_bytes()).unwrap();
-    let mut idle = connect(server.addr);
+    let mut idle = BufReader::new(connect(server.addr));
+    let ping = format!("GET {PATH} HTTP/1.1\r\nhost: it\r\n\r\n");
+    idle.get_mut().write_all(ping.as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut idle, false).unwrap().status, 200);
     server.signal("-TERM");
     eventually("it stops accepting", || server.log().contains("stopping").then_some(()));
     assert_eq!(idle.read(&mut [0; 1]).unwrap(), 0, "an idle connection is closed");

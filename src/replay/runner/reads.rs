@@ -36,7 +36,9 @@ async fn introduce(
     configured: &Arc<Configured>,
     handler: &HandlerName,
 ) -> bool {
-    if shared.store.handler_stats(handler).cursor.is_some() {
+    // An index that cannot be read is built anew, and then the question comes again.
+    let Some(stats) = shared.store.known_stats(handler) else { return false };
+    if stats.cursor.is_some() {
         return true;
     }
     let from = first_event(configured, &shared.store);
@@ -54,7 +56,7 @@ fn first_event(configured: &Configured, store: &Store) -> Seq {
 fn read(store: &Store, configured: &Configured, question: Command) -> Option<Input> {
     match question {
         Command::Load { handler, ticket, unsettled } => {
-            let stats = store.handler_stats(&handler);
+            let stats = store.known_stats(&handler)?;
             let cursor = stats.cursor.unwrap_or_else(|| first_event(configured, store));
             let conversations = configured.handler.plan.order == Order::Conversation;
             let unsettled = if unsettled {

@@ -9,7 +9,10 @@ use super::keys::{self, META_DENSE, META_EVENTS, META_IDS};
 use super::rebuild::{Home, unless_missing};
 use super::sled::SledKv;
 use super::{BATCH_OPS_MAX, Kv, KvError, Pair};
+use crate::store::disk::{Disk as _, RealDisk};
 
+/// A copy leaves so much of the disk to the log, beside what it may take itself.
+const SPACE_LEFT_BYTES: u64 = 256 * 1024 * 1024;
 const HOLES_MAX: u64 = 64 * 1024 * 1024;
 const EVENT_BYTES: u64 = 640;
 const ID_BYTES: u64 = 128;
@@ -68,6 +71,11 @@ impl Home {
     pub fn copy(&self, kv: &dyn Kv, stop: impl Fn() -> bool) -> Result<Option<Copy>, KvError> {
         let Home::Sled(of) = self else { return Ok(None) };
         let copy = Copy::of(of);
+        let free = RealDisk.space(of.parent().unwrap_or(of)).map_or(u64::MAX, |space| space.free);
+        if free < kv.bytes().saturating_add(SPACE_LEFT_BYTES) {
+            tracing::warn!(free, "no room to compact the index; trying again later");
+            return Ok(None);
+        }
         let writer = fresh(&copy.at);
         let mut from = Vec::new();
         let written = writer.and_then(|mut writer| {
@@ -112,17 +120,25 @@ impl Copy {
     ///
     /// # Errors
     /// It cannot be opened: the index has to be built anew.
-    pub fn put_in_place(self) -> Result<Arc<dyn Kv>, KvError> {
+    pub fn put_in_place(&self) -> Result<Arc<dyn Kv>, KvError> {
         let error = |e: std::io::Error| KvError(format!("index: the copy stays aside: {e}"));
         // A crash in between leaves no index: it is then built from the log.
-        fs::remove_dir_all(&self.of).map_err(error)?;
+        unless_missing(fs::remove_dir_all(self.old())).map_err(error)?;
+        fs::rename(&self.of, self.old()).map_err(error)?;
         fs::rename(&self.at, &self.of).map_err(error)?;
         Ok(Arc::new(SledKv::open(&self.of)?))
     }
 
+    fn old(&self) -> PathBuf {
+        self.of.with_extension("old")
+    }
+
+    /// Removes what is of no more use, be it the copy or what it has replaced.
     pub fn discard(&self) {
-        if let Err(error) = unless_missing(fs::remove_dir_all(&self.at)) {
-            tracing::warn!(%error, folder = %self.at.display(), "a copy of the index stays behind");
+        for folder in [&self.at, &self.old()] {
+            if let Err(error) = unless_missing(fs::remove_dir_all(folder)) {
+                tracing::warn!(%error, folder = %folder.display(), "a copy of the index stays behind");
+            }
         }
     }
 }

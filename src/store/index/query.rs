@@ -80,6 +80,18 @@ impl View<'_> {
         Ok((heads, next))
     }
 
+    /// The events whose own records are among these.
+    pub fn events_between(&self, first: Seq, last: Seq) -> Result<Vec<Seq>> {
+        let end = keys::event(last.saturating_add(1));
+        let pairs = self.kv.range(&keys::event(first), &end, usize::MAX)?;
+        let mut found = Vec::new();
+        for (key, value) in pairs {
+            let entry: EventEntry = keys::from_value(&value)?;
+            found.extend(keys::last_number(&key).filter(|seq| *seq == entry.record));
+        }
+        Ok(found)
+    }
+
     /// Where a scan has to begin to meet record `from`, and the record before that place.
     pub fn place_before(&self, from: Seq) -> Result<Option<(Seq, PlaceValue)>> {
         let (start, _) = keys::family(keys::EVENTS);

@@ -524,11 +524,11 @@ impl Appender {
     }
 
     /// A receipt for a record whose first copy is durable already; `None` while it is not. `seq` must
-    /// be known from a record that was read or acknowledged in this epoch.
+    /// be known from a record that was read or acknowledged in this epoch; 0 is an event that is gone.
     #[must_use]
     pub fn duplicate_of(&self, seq: Seq) -> Option<Receipt> {
         let durable = self.handle.shared.progress.borrow().durable;
-        (seq > 0 && seq <= durable).then_some(Receipt { seq, duplicate: true })
+        (seq <= durable).then_some(Receipt { seq, duplicate: true })
     }
 
     /// Drops the oldest segment; one marked damaged is kept aside.

@@ -61,6 +61,12 @@ impl LogReader {
         Ok(Frame { seq, time: header.time, kind: header.kind, payload, place })
     }
 
+    /// The segment is gone: its space comes back once it is closed.
+    pub fn forget(&self, segment: u32) {
+        let mut files = self.shared.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.retain(|(number, _)| *number != segment);
+    }
+
     /// Where the oldest record lies; `None` in an empty log.
     ///
     /// # Errors

@@ -431,12 +431,18 @@ impl LogWriter {
             return refuse("no later record is durable yet");
         }
         let path = segment::path(&self.dir, number);
+        let aside = segment::aside(&self.dir);
+        let gone = match oldest.damaged {
+            true => self.disk.rename(&path, &segment::path(&aside, number)),
+            false => self.disk.remove(&path),
+        };
+        match gone {
+            // An earlier try got that far.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
         if oldest.damaged {
-            let aside = segment::aside(&self.dir);
-            self.disk.rename(&path, &segment::path(&aside, number))?;
             self.disk.sync_dir(&aside)?;
-        } else {
-            self.disk.remove(&path)?;
         }
         // From here on it is no longer there, whether or not the folder's sync succeeds.
         self.sealed.remove(0);

@@ -166,7 +166,18 @@ async fn retention_survives(sticky: bool) {
             let error = std::io::ErrorKind::Other;
             let done = faults.count(Some(call));
             faults.fail(Fault { call: Some(call), nth, error, sticky });
+            // Intake goes on meanwhile: its syncs come in between.
+            let others = tokio::spawn({
+                let store = store.clone();
+                async move {
+                    loop {
+                        let handler = key(1).handler;
+                        _ = store.append_durable(Record::HandlerMoved { handler, to: 1 }).await;
+                    }
+                }
+            });
             while pass(&store).await.unwrap_or(false) {}
+            others.abort();
             let calls = faults.count(Some(call)) - done;
             store.close().await;
             memory.crash(&mut fastrand::Rng::with_seed(nth));
