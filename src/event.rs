@@ -85,7 +85,8 @@ impl Envelope {
         let data = value.get("data");
         let field = |names: &[&str]| data.and_then(|d| first_text(d, names));
         Envelope {
-            id: first_text(value, &["eventId", "event_id", "id"]),
+            // Two events must never share an id that the sender gave to but one of them.
+            id: first(value, &["eventId", "event_id", "id"], Value::to_exact_text),
             kind: first_text(value, &["type", "event", "event_type"])
                 .unwrap_or_else(|| UNTYPED.to_owned()),
             message_id: field(&["messageId", "message_id", "id"]),
@@ -108,7 +109,12 @@ impl Envelope {
 
 /// Strings as they are; numbers as JavaScript prints them; an empty string is no value.
 fn first_text(value: &Value, names: &[&str]) -> Option<String> {
-    names.iter().find_map(|name| value.get(name).and_then(Value::to_text)).filter(|t| !t.is_empty())
+    first(value, names, Value::to_text)
+}
+
+fn first(value: &Value, names: &[&str], text: fn(&Value) -> Option<String>) -> Option<String> {
+    let value = names.iter().find_map(|name| value.get(name).filter(|v| v.to_text().is_some()))?;
+    text(value).filter(|t| !t.is_empty())
 }
 
 #[must_use]
@@ -172,6 +178,17 @@ mod tests {
             assert_eq!(e.from.as_deref(), Some("+1 555"));
             assert_eq!(e.conversation().as_deref(), Some("a@b.c"));
             assert_eq!(e.text.as_deref(), Some("hi"));
+        }
+    }
+
+    /// Found by attack: both became 9007199254740992, so the second was taken for the first come again.
+    #[test]
+    fn ids_that_a_double_cannot_tell_apart_are_none() {
+        let id = |text: &str| Envelope::parse(format!(r#"{{"eventId":{text}}}"#).as_bytes()).id;
+        assert_eq!(id("9007199254740991").as_deref(), Some("9007199254740991"));
+        assert_eq!(id("7.0").as_deref(), Some("7"));
+        for text in ["9007199254740992", "9007199254740993", "1e400", "0.1", r#""\ud800""#] {
+            assert_eq!(id(text), None, "{text}: then the id is the hash of the body");
         }
     }
 

@@ -58,6 +58,19 @@ where
     B: Body<Data = Bytes> + Send + Unpin,
     B::Error: std::error::Error,
 {
+    let done = import_lines(cx, &mut body).await;
+    if done.is_err() {
+        // Who is still sending would not see the answer.
+        while let Some(Ok(_)) = body.frame().await {}
+    }
+    done
+}
+
+async fn import_lines<B>(cx: &Arc<AdminContext>, body: &mut B) -> Result<Imported, Problem>
+where
+    B: Body<Data = Bytes> + Send + Unpin,
+    B::Error: std::error::Error,
+{
     let mut import = Import { cx, done: Imported::default(), line: 0 };
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -72,6 +85,7 @@ where
             looked = 0;
         }
         if rest.len() > LINE_BYTES_MAX {
+            import.line += 1;
             return Err(import.bad("it is too long"));
         }
     }

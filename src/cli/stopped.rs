@@ -34,7 +34,7 @@ pub async fn client(common: &Common, command: &Command) -> Result<Client, Failur
     let store = Store::open_read_only(Arc::new(RealDisk), &config.data_dir, Arc::clone(&clock));
     let store = store.map_err(|error| match error {
         OpenError::Locked { pid } => Failure::unreachable(format!(
-            "cannot reach bluehook at {}, yet it{} holds {data_dir}: it is starting, or its admin.socket \
+            "cannot reach bluehook at {}, yet it{} holds {data_dir}: it is starting or stopping, or its admin.socket \
              is another; try again, or give --socket",
             running.socket.display(),
             pid.map(|pid| format!(" (process {pid})")).unwrap_or_default(),

@@ -50,6 +50,13 @@ pub(super) fn judge_head(
     if encoded {
         return Err(Reason::ContentEncoding);
     }
+    let coded = headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .any(|value| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    if coded {
+        return Err(Reason::ContentEncoding);
+    }
     if length.is_some_and(|n| n > body_max) {
         return Err(Reason::BodyTooLarge);
     }
@@ -135,6 +142,10 @@ mod tests {
         let none = headers(&[]);
         let gzip = headers(&[("content-encoding", "gzip")]);
         let identity = headers(&[("content-encoding", "Identity")]);
+        let coded = headers(&[("transfer-encoding", "gzip, chunked")]);
+        assert_eq!(judge_head(&Method::POST, &coded, None, 9), Err(Reason::ContentEncoding));
+        let chunked = headers(&[("transfer-encoding", "chunked")]);
+        assert_eq!(judge_head(&Method::POST, &chunked, None, 9), Ok(Head::ReadBody));
         for (method, headers, length, expected) in [
             (Method::GET, &none, None, Ok(Head::Ping)),
             (Method::HEAD, &gzip, None, Ok(Head::Ping)),

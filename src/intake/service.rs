@@ -17,6 +17,7 @@ use super::rules::{self, Head};
 use super::{Intake, Live, LiveSource};
 use crate::event::{Envelope, NewEvent, id_of_body};
 use crate::signature;
+use crate::store::record::RECORD_BYTES_MAX;
 
 pub(super) async fn answer(
     intake: Arc<Intake>,
@@ -100,6 +101,10 @@ async fn take(
         Err(rejection) => return Answer::Refused(Reason::Signature(rejection)),
     };
     let body = verified.canonical.map_or(body, Bytes::from);
+    // JavaScript writes 1e20 out in full: the canonical form may be longer than what arrived.
+    if body.len() + rules::HEADERS_STORED_BYTES > RECORD_BYTES_MAX / 10 * 9 {
+        return Answer::Refused(Reason::BodyTooLarge);
+    }
     let envelope = Envelope::parse(&body);
     if !source.wants(&envelope.kind) {
         return Answer::NotWanted;

@@ -50,7 +50,8 @@ impl Store {
     ) -> Result<Receipt, AppendError> {
         let (tell, told) = oneshot::channel();
         let dedup = self.inner.dedup.clone();
-        if self.inner.full.load(Ordering::Relaxed) {
+        let disk_max = self.inner.options.retention.disk_max;
+        if self.inner.full.load(Ordering::Relaxed) || appender.log_bytes() > disk_max {
             dedup.settle(&key, Err(AppendError::Full));
             return Err(AppendError::Full);
         }

@@ -147,7 +147,9 @@ fn serve_what_is_left(stopped: &mut Server, report: &Value) {
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     let known = status["damage"].as_array().unwrap();
     assert!(known.iter().any(|d| d["firstSeq"] == first), "{status}");
-    assert!(server.log().contains("damaged"), "{}", server.log());
+    eventually("the damage is in the service log", || {
+        server.log().contains("damaged").then_some(())
+    });
     server.stop();
     let data = server.data();
     let repair = binary().args(["store", "repair", "--data-dir"]).arg(&data).output().unwrap();

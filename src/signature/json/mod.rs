@@ -122,6 +122,17 @@ impl Value {
         }
     }
 
+    /// As [`Value::to_text`], where no two values that differ in the text give the same: not for numbers
+    /// that a double cannot hold exactly, nor for strings that are not well-formed.
+    #[must_use]
+    pub fn to_exact_text(&self) -> Option<String> {
+        match self {
+            Value::String(JsString(Text::IllFormed(_))) => None,
+            Value::Number(n) if n.fract() != 0.0 || n.abs() > SAFE_INTEGER_MAX => None,
+            other => other.to_text(),
+        }
+    }
+
     /// For templates and `--json`: lone surrogates become U+FFFD, integers that a double holds
     /// exactly become integers (so that a template prints `5`, not `5.0`), infinities null.
     #[must_use]

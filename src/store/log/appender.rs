@@ -3,6 +3,7 @@
 //! [`AppenderCore`] is synchronous and decides nothing by itself: a batch in, each request completed.
 //! [`Appender`] is the handle to a thread that feeds one; the simulator feeds one without a thread.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -152,6 +153,7 @@ struct Broken {
 struct Shared {
     progress: watch::Sender<LogProgress>,
     segments: Mutex<Vec<SegmentInfo>>,
+    log_bytes: AtomicU64,
 }
 
 /// How far down the disk's free space is.
@@ -166,7 +168,8 @@ impl AppenderCore {
     #[must_use]
     pub fn new(writer: LogWriter) -> AppenderCore {
         let (progress, _) = watch::channel(LogProgress::default());
-        let shared = Arc::new(Shared { progress, segments: Mutex::default() });
+        let shared =
+            Arc::new(Shared { progress, segments: Mutex::default(), log_bytes: AtomicU64::new(0) });
         let limits = Limits::default();
         let core =
             AppenderCore { writer, limits, broken: None, reopen_after: Duration::ZERO, shared };
@@ -400,7 +403,10 @@ impl AppenderCore {
 
 impl Shared {
     fn publish_segments(&self, writer: &LogWriter) {
-        *self.segments.lock().unwrap_or_else(PoisonError::into_inner) = writer.segments();
+        let segments = writer.segments();
+        let bytes = segments.iter().map(|s| s.bytes).sum();
+        self.log_bytes.store(bytes, Ordering::Relaxed);
+        *self.segments.lock().unwrap_or_else(PoisonError::into_inner) = segments;
     }
 }
 
@@ -550,6 +556,12 @@ impl Appender {
     #[must_use]
     pub fn segments(&self) -> Vec<SegmentInfo> {
         self.handle.shared.segments.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All segments together, as of the last batch.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.handle.shared.log_bytes.load(Ordering::Relaxed)
     }
 
     /// Takes nothing more, completes what waits, syncs, ends the thread.
