@@ -68,22 +68,26 @@ fn daily(inner: &Weak<Inner>) {
 }
 
 impl Store {
-    /// Verifies everything that is in the index by now. Damage is reported in the status from then on; an
+    /// Verifies everything that is durable by now. Damage is reported in the status from then on; an
     /// index that does not agree with the log is built anew. Blocks; one runs at a time.
     ///
     /// # Errors
     /// The store was closed first, or the disk cannot be read.
     pub fn audit(&self, pace: Pace) -> Result<CheckReport, String> {
         let _one = self.inner.auditing.lock().unwrap_or_else(PoisonError::into_inner);
-        let upto = self.inner.index.progress().borrow().applied;
+        let progress = self.inner.index.progress();
+        // What is not in the index yet is compared the next time.
+        let indexed = if progress.borrow().caught_up { progress.borrow().applied } else { 0 };
         let mut read_bytes = 0;
-        let report = check::examine(&self.inner.reader, upto, |frame, record| {
+        let report = check::examine(&self.inner.reader, self.durable_seq(), |frame, record| {
             read_bytes += u64::from(frame.place.len);
             if read_bytes >= CHUNK_BYTES {
                 read_bytes = 0;
                 std::thread::sleep(pace.pause());
             }
-            if let Ok(Record::Event(event)) = record {
+            if frame.seq <= indexed
+                && let Ok(Record::Event(event)) = record
+            {
                 let key = event::dedup_key(&event.source, &event.id);
                 self.read(|view| agrees(view, frame, &key));
             }

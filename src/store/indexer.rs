@@ -168,12 +168,14 @@ pub struct Found {
 impl Shared {
     #[must_use]
     pub fn new(progress: Progress, damage: Vec<Damage>) -> Shared {
-        Shared {
+        let shared = Shared {
             kv: RwLock::new(None),
             broken: watch::Sender::new(None),
             progress: watch::Sender::new(progress),
-            found: Mutex::new(Found { damage, ..Found::default() }),
-        }
+            found: Mutex::default(),
+        };
+        shared.add_damage(damage);
+        shared
     }
 
     #[must_use]

@@ -82,6 +82,8 @@ fn a_passed_socket_is_served_instead_of_the_configured_ones() {
         exec @ARGV or die;
     "#;
     let mut child = Command::new("perl")
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .args(["-e", script])
         .arg(binary().get_program())
         .args(["serve", "--config"])

@@ -121,7 +121,7 @@ fn every_flipped_bit_in_the_log_is_located_and_costs_its_record_alone() {
         assert!(covers(&report, file, at), "{place}");
         assert_eq!(lost(&report), 1, "{place}");
         if round % 20 == 0 {
-            serve_what_is_left(&mut server, &report);
+            serve_what_is_left(&mut server, &report, all.len() as u64 + 1);
         }
         flip();
     }
@@ -129,7 +129,7 @@ fn every_flipped_bit_in_the_log_is_located_and_costs_its_record_alone() {
 }
 
 /// On a copy: it starts, says what is damaged, has the rest, takes new events; a repair makes it whole.
-fn serve_what_is_left(stopped: &mut Server, report: &Value) {
+fn serve_what_is_left(stopped: &mut Server, report: &Value, records: u64) {
     let first = report["damage"][0]["firstSeq"].as_u64().unwrap();
     let mut server = Server::stopped(SMALL);
     copy(&stopped.data(), &server.data());
@@ -140,9 +140,13 @@ fn serve_what_is_left(stopped: &mut Server, report: &Value) {
     assert!(left.contains("evt_new"));
     assert!(left.len() >= EVENTS, "one of {EVENTS} at most is lost, {} are left", left.len());
     let audit = server.cli(&["store", "check", "--json"]);
-    assert_eq!(audit.status.code(), Some(1));
-    let audit: Value = serde_json::from_slice(&audit.stdout).unwrap();
-    assert_eq!(audit["damage"], report["damage"], "the running one finds what the check found");
+    if audit.status.code() == Some(0) {
+        // The end of the log was cut at the start, and kept aside.
+        assert!(first + 3 > records, "record {first} of {records}: {report}");
+    } else {
+        let audit: Value = serde_json::from_slice(&audit.stdout).unwrap();
+        assert_eq!(audit["damage"], report["damage"], "the running one finds what the check found");
+    }
     let status = server.cli(&["status", "--json"]);
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     let known = status["damage"].as_array().unwrap();
