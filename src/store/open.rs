@@ -207,9 +207,13 @@ impl Store {
     /// Syncs, marks the stop as clean, ends the threads. Appends answer `Closed` from then on.
     pub async fn close(&self) {
         let Some(appender) = &self.inner.appender else { return };
-        let (kind, payload) = encode(&Record::Stopped);
-        // If it cannot be written, the stop is not a clean one; the next start copes.
-        drop(appender.submit_durable(kind, payload, Priority::Bookkeeping).await);
+        // Twice: a record says what was durable before it. With one alone, a bit that rots near the end
+        // would pass for a torn tail, and all behind it be cut.
+        for _ in 0..2 {
+            let (kind, payload) = encode(&Record::Stopped);
+            // If it cannot be written, the stop is not a clean one; the next start copes.
+            drop(appender.submit_durable(kind, payload, Priority::Bookkeeping).await);
+        }
         appender.close().await;
         self.inner.stop.send_replace(true);
         let threads = std::mem::take(&mut *self.threads());
