@@ -316,9 +316,13 @@ pub async fn patiently<T, F: Future<Output = Result<T, AppendError>>>(
 /// Returns when the index shows everything up to `seq`, or after [`APPLIED_WAIT`]: the change is
 /// durable either way.
 pub async fn wait_applied(store: &Store, seq: Seq) {
+    wait_shown(store, seq, APPLIED_WAIT).await;
+}
+
+pub async fn wait_shown(store: &Store, seq: Seq, within: Duration) {
     let mut progress = store.progress();
     let reached = progress.wait_for(|p| p.caught_up && p.applied >= seq);
-    let _ = tokio::time::timeout(APPLIED_WAIT, reached).await;
+    let _ = tokio::time::timeout(within, reached).await;
 }
 
 #[cfg(test)]

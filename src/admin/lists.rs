@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::body::{Answer, json};
+use super::change::wait_shown;
 use super::problem::Problem;
 use super::query::{self, ListQuery};
 use super::wire::{DeliveryItem, DeliveryJson, EventJson, PageJson};
@@ -28,10 +29,7 @@ pub async fn blocking<T: Send + 'static>(
 /// What was acknowledged before the question is in the answer. While the index is being rebuilt that may
 /// take long: then an answer that lacks something, and says so, beats none.
 async fn caught_up(cx: &Arc<AdminContext>) {
-    let durable = cx.store.durable_seq();
-    let mut progress = cx.store.progress();
-    let shown = progress.wait_for(|p| p.caught_up && p.applied >= durable);
-    let _ = tokio::time::timeout(READ_WAIT, shown).await;
+    wait_shown(&cx.store, cx.store.durable_seq(), READ_WAIT).await;
 }
 
 /// The event as people see it: an attempt that was begun is running, unless nothing runs at all.

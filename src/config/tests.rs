@@ -164,6 +164,7 @@ fn handler_files_add_to_the_main_file_in_order_of_name() {
         .file("handlers.d/2.toml", &FILE_HANDLER.replace("\"a\"", "\"c\""))
         .file("handlers.d/1.toml", &FILE_HANDLER.replace("\"a\"", "\"b\""))
         .file("handlers.d/notes.txt", "not TOML")
+        .file("handlers.d/.#1.toml", "an editor's lock")
         .load();
     let names: Vec<_> = loaded.config.handlers.iter().map(|h| h.name.to_string()).collect();
     assert_eq!(names, ["a", "b", "c"]);

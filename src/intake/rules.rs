@@ -43,18 +43,13 @@ pub(super) fn judge_head(
         Method::POST => {}
         _ => return Err(Reason::Method),
     }
-    let encoded = headers
-        .get_all(header::CONTENT_ENCODING)
-        .iter()
-        .any(|value| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"));
-    if encoded {
-        return Err(Reason::ContentEncoding);
-    }
-    let coded = headers
-        .get_all(header::TRANSFER_ENCODING)
-        .iter()
-        .any(|value| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
-    if coded {
+    let has_other = |name, plain: &[u8]| {
+        let mut values = headers.get_all(name).iter();
+        values.any(|value| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(plain))
+    };
+    if has_other(header::CONTENT_ENCODING, b"identity")
+        || has_other(header::TRANSFER_ENCODING, b"chunked")
+    {
         return Err(Reason::ContentEncoding);
     }
     if length.is_some_and(|n| n > body_max) {

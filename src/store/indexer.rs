@@ -364,11 +364,7 @@ impl Indexer {
                     wait = RETRY_WAIT;
                 }
             }
-            self.after_step(&mut core, &now, target, rebuilds);
-            if fault.is_some() {
-                self.shared.found_mut().note = fault;
-                self.shared.progress.send_modify(|p| p.caught_up = false);
-            }
+            self.after_step(&mut core, &now, target, rebuilds, fault);
             let records = core.applied() - before;
             unflushed |= records > 0;
             let idle = core.applied() >= now.durable;
@@ -413,7 +409,7 @@ impl Indexer {
                 break;
             }
         }
-        self.after_step(&mut core, &now, target, rebuilds);
+        self.after_step(&mut core, &now, target, rebuilds, None);
         self.shared.set_kv(None);
         if let Err(e) = core.close() {
             tracing::warn!(error = %e, "the index was not closed cleanly; it will be rebuilt");
@@ -431,21 +427,31 @@ impl Indexer {
         drop(core);
         let kv = self.shared.replace_kv(copy)?;
         let (bytes, took_ms) = (kv.bytes(), begun.elapsed().as_millis());
-        tracing::info!(before, bytes, took_ms, "compacted the index");
+        if bytes < before {
+            tracing::info!(before, bytes, took_ms, "compacted the index");
+        }
         let index = OpenIndex { kv, position, doubt: None };
         Ok(IndexerCore::new(&index, self.reader.clone(), self.boot_id))
     }
 
-    fn after_step(&self, core: &mut IndexerCore, log: &LogProgress, target: Seq, rebuilds: u64) {
+    /// `fault`: why the index lags behind the log, if the log cannot be read.
+    fn after_step(
+        &self,
+        core: &mut IndexerCore,
+        log: &LogProgress,
+        target: Seq,
+        rebuilds: u64,
+        fault: Option<String>,
+    ) {
         let damage = core.take_damage();
         for d in &damage {
             self.appender.mark_damaged(d.segment);
         }
         self.shared.add_damage(damage);
         self.dedup.applied(core.take_written_keys());
-        let caught_up = core.applied() >= target;
-        if caught_up {
-            self.shared.found_mut().note = None;
+        let caught_up = core.applied() >= target && fault.is_none();
+        if caught_up || fault.is_some() {
+            self.shared.found_mut().note = fault;
         }
         let now = Progress {
             epoch: log.epoch + rebuilds,

@@ -225,8 +225,7 @@ impl Store {
 
     /// Remembers whether `disk_max` is used up, by what may not go.
     pub(super) fn note_full(&self) {
-        let segments = self.inner.appender.as_ref().map(|a| a.segments()).unwrap_or_default();
-        let log_bytes: u64 = segments.iter().map(|s| s.bytes).sum();
+        let log_bytes = self.inner.appender.as_ref().map_or(0, |a| a.log_bytes());
         let full = log_bytes > self.inner.options.retention.disk_max;
         self.inner.full.store(full, Ordering::Relaxed);
     }
@@ -257,13 +256,12 @@ impl Store {
                 "records in the log are damaged; stop and run `bluehook store check`".to_owned()
             })
         });
-        let segments = inner.appender.as_ref().map(|a| a.segments()).unwrap_or_default();
         let kv = inner.index.kv();
         Stats {
             health,
             note,
             events: self.read(|view| view.event_count()).unwrap_or(0),
-            log_bytes: segments.iter().map(|s| s.bytes).sum(),
+            log_bytes: inner.appender.as_ref().map_or(0, |a| a.log_bytes()),
             index_bytes: kv.map_or(0, |kv| kv.bytes()),
             disk_free: inner.disk.space(&inner.options.data_dir).map_or(0, |s| s.free),
             progress: *inner.index.progress().borrow(),

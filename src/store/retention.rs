@@ -224,8 +224,6 @@ async fn remove(store: &Store, appender: &Appender, segment: u32) -> Result<(), 
 }
 
 fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Result<Plan, KvError> {
-    let log =
-        |e: &dyn std::fmt::Display| tracing::warn!(error = %e, "retention cannot read the log");
     let retention = &store.inner.options.retention;
     let needs = Needs::of(store, view)?;
     let mut plan = Plan::default();
@@ -239,7 +237,7 @@ fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Resul
             }
             Ok(None) => return Ok(plan),
             Err(e) => {
-                log(&e);
+                tracing::warn!(error = %e, "retention cannot read the log");
                 plan.young = true;
                 plan.kept_bytes = u64::MAX;
                 return Ok(plan);

@@ -10,7 +10,7 @@ const EVENTS: usize = 300_000;
 /// Reached well before the second half, so that there the amount of stored events is steady too.
 const DISK_MAX_MIB: u64 = 192;
 
-/// Anonymous memory in MiB: what a small machine has to hold. (File pages of the log do not count.)
+/// All resident memory in MiB, the program's own pages included.
 fn resident_mib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();

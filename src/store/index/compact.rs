@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::keys::{self, META_DENSE, META_EVENTS, META_IDS};
 use super::rebuild::{Home, unless_missing};
 use super::sled::SledKv;
-use super::{BATCH_OPS_MAX, Kv, KvError, Pair};
+use super::{BATCH_OPS_MAX, Kv, KvError};
 use crate::store::disk::{Disk as _, RealDisk};
 
 /// A copy leaves so much of the disk to the log, beside what it may take itself.
@@ -16,7 +16,6 @@ const SPACE_LEFT_BYTES: u64 = 256 * 1024 * 1024;
 const HOLES_MAX: u64 = 64 * 1024 * 1024;
 const EVENT_BYTES: u64 = 640;
 const ID_BYTES: u64 = 128;
-const BATCHES_PER_FLUSH: usize = 32;
 /// The copy only appends; what it has cached serves nobody.
 const CACHE_BYTES: u64 = 1024 * 1024;
 
@@ -76,21 +75,7 @@ impl Home {
             tracing::warn!(free, "no room to compact the index; trying again later");
             return Ok(None);
         }
-        let writer = fresh(&copy.at);
-        let mut from = Vec::new();
-        let written = writer.and_then(|mut writer| {
-            loop {
-                let pairs = kv.range(&from, &[u8::MAX], BATCH_OPS_MAX).map_err(Failed::Index)?;
-                let Some((last, _)) = pairs.last() else { break };
-                from = keys::successor(last.clone());
-                writer.write(pairs)?;
-                if stop() {
-                    return Err(Failed::Copy("bluehook is stopping".to_owned()));
-                }
-            }
-            writer.finish()
-        });
-        match written {
+        match copy.fill(kv, stop) {
             Ok(()) => Ok(Some(copy)),
             Err(Failed::Index(error)) => Err(error),
             Err(Failed::Copy(why)) => {
@@ -100,9 +85,7 @@ impl Home {
             }
         }
     }
-}
 
-impl Home {
     /// What a crash has left of one.
     pub(super) fn discard_copy(&self) {
         if let Home::Sled(of) = self {
@@ -111,9 +94,41 @@ impl Home {
     }
 }
 
+enum Failed {
+    Index(KvError),
+    Copy(String),
+}
+
+impl From<KvError> for Failed {
+    fn from(e: KvError) -> Failed {
+        Failed::Copy(e.0)
+    }
+}
+
 impl Copy {
     fn of(index: &Path) -> Copy {
         Copy { of: index.to_owned(), at: index.with_extension("copy") }
+    }
+
+    /// Writes it, durably.
+    fn fill(&self, from: &dyn Kv, stop: impl Fn() -> bool) -> Result<(), Failed> {
+        unless_missing(fs::remove_dir_all(&self.at)).map_err(|e| Failed::Copy(e.to_string()))?;
+        let into = SledKv::open_with_cache(&self.at, CACHE_BYTES)?;
+        let mut start = Vec::new();
+        loop {
+            let pairs = from.range(&start, &[u8::MAX], BATCH_OPS_MAX).map_err(Failed::Index)?;
+            let Some((last, _)) = pairs.last() else { break };
+            start = keys::successor(last.clone());
+            into.apply(pairs.into_iter().map(|(key, value)| (key, Some(value))).collect())?;
+            if stop() {
+                return Err(Failed::Copy("bluehook is stopping".to_owned()));
+            }
+        }
+        into.flush()?;
+        let dense = keys::to_value(&(into.bytes(), expected_bytes(&into)?))?;
+        into.apply(vec![(META_DENSE.to_vec(), Some(dense))])?;
+        into.sync()?;
+        Ok(())
     }
 
     /// The original must be closed.
@@ -143,50 +158,10 @@ impl Copy {
     }
 }
 
-enum Failed {
-    Index(KvError),
-    Copy(String),
-}
-
-impl From<KvError> for Failed {
-    fn from(e: KvError) -> Failed {
-        Failed::Copy(e.0)
-    }
-}
-
-struct Writer {
-    kv: SledKv,
-    unflushed: usize,
-}
-
-fn fresh(at: &Path) -> Result<Writer, Failed> {
-    unless_missing(fs::remove_dir_all(at)).map_err(|e| Failed::Copy(e.to_string()))?;
-    Ok(Writer { kv: SledKv::open_with_cache(at, CACHE_BYTES)?, unflushed: 0 })
-}
-
-impl Writer {
-    fn write(&mut self, pairs: Vec<Pair>) -> Result<(), Failed> {
-        self.kv.apply(pairs.into_iter().map(|(k, v)| (k, Some(v))).collect())?;
-        self.unflushed += 1;
-        if self.unflushed >= BATCHES_PER_FLUSH {
-            self.unflushed = 0;
-            self.kv.flush()?;
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<(), Failed> {
-        self.kv.flush()?;
-        let dense = keys::to_value(&(self.kv.bytes(), expected_bytes(&self.kv)?))?;
-        self.kv.apply(vec![(META_DENSE.to_vec(), Some(dense))])?;
-        self.kv.sync()?;
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::index::Pair;
 
     fn all(kv: &dyn Kv) -> Vec<Pair> {
         let mut pairs = kv.range(&[], &[u8::MAX], usize::MAX).unwrap();

@@ -9,10 +9,6 @@ use bincode::{Decode, Encode};
 use super::keys::{from_value, to_value};
 use super::{BATCH_OPS_MAX, Kv, KvError};
 
-/// What sled holds back is written by threads of its own, from buffers of 2 MiB each: without a flush in
-/// between, thousands of batches (a dropped segment) had tens of them in memory at once.
-const BATCHES_PER_FLUSH: u32 = 32;
-
 struct Write {
     value: Option<Vec<u8>>,
     /// The key is not in the map below, so taking the write back leaves nothing to delete.
@@ -22,12 +18,11 @@ struct Write {
 pub struct Overlay {
     kv: Arc<dyn Kv>,
     writes: BTreeMap<Vec<u8>, Write>,
-    unflushed: u32,
 }
 
 impl Overlay {
     pub fn new(kv: Arc<dyn Kv>) -> Overlay {
-        Overlay { kv, writes: BTreeMap::new(), unflushed: 0 }
+        Overlay { kv, writes: BTreeMap::new() }
     }
 
     /// The map below. Ranges are read there, after a [`Overlay::write_out`].
@@ -91,15 +86,6 @@ impl Overlay {
         let writes = std::mem::take(&mut self.writes);
         let mut batch: Vec<_> = writes.into_iter().map(|(k, w)| (k, w.value)).collect();
         batch.extend(last.map(|(k, v)| (k, Some(v))));
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.kv.apply(batch)?;
-        self.unflushed += 1;
-        if self.unflushed >= BATCHES_PER_FLUSH {
-            self.unflushed = 0;
-            self.kv.flush()?;
-        }
-        Ok(())
+        if batch.is_empty() { Ok(()) } else { self.kv.apply(batch) }
     }
 }

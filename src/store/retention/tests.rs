@@ -203,3 +203,25 @@ async fn retention_survives(sticky: bool) {
         }
     }
 }
+
+/// Found by reading: a replay that was logged while its event was being dropped went with it.
+#[tokio::test]
+async fn while_people_change_what_is_settled_nothing_is_dropped() {
+    let store = small(Retention { disk_max: 4 * 1024 * 1024, ..KEEP_ALL });
+    fill(&store, "a", delivered).await;
+    for n in 0..16 {
+        store.append_event(large(&format!("b{n}"))).await.unwrap();
+    }
+    settled(&store).await;
+    let held = store.hold_retention().await;
+    let before = store.next_seq();
+    tokio::select! {
+        biased;
+        done = pass(&store) => panic!("{done:?}"),
+        () = async { for _ in 0..3 { settled(&store).await; } } => {}
+    }
+    assert_eq!(store.next_seq(), before + 3, "nothing was even carried");
+    drop(held);
+    assert_eq!(pass(&store).await, Ok(true));
+    store.close().await;
+}
