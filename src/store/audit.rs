@@ -102,8 +102,8 @@ impl Store {
         let mut report = report.map_err(|e| format!("the log cannot be read: {e}; try again"))?;
         let segments = self.inner.appender.as_ref().map(|a| a.segments()).unwrap_or_default();
         let oldest = segments.iter().find_map(|s| s.first).unwrap_or(0);
-        // Retention dropped it meanwhile.
-        report.damage.retain(|d| d.last >= oldest);
+        // Records that are missing without a trace before the oldest: retention dropped them meanwhile.
+        report.damage.retain(|d| d.bytes > 0 || d.last >= oldest);
         self.inner.index.add_damage(report.damage.clone());
         if let Some(appender) = &self.inner.appender {
             report.damage.iter().for_each(|d| appender.mark_damaged(d.segment));
