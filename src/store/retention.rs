@@ -17,8 +17,12 @@ use crate::delivery::{HandlerName, Seq, State};
 use crate::event::{self, DedupKey};
 
 const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// A walk along the log that wins less is not repeated.
+const WON_MIN: u64 = 1024 * 1024;
 /// Keys in one record.
 const KEYS_MAX: usize = 1_000;
+/// What one of them takes there, at most.
+const KEY_BYTES: u64 = 48;
 
 /// Starts the thread. It ends when the store is closed or dropped.
 pub fn spawn(store: &Store) -> io::Result<std::thread::JoinHandle<()>> {
@@ -49,22 +53,47 @@ async fn make_room(inner: &Weak<Inner>, stuck: &mut Option<u32>) {
     if *stuck == Some(newest) {
         return;
     }
+    let mut round = Round { until: newest, won: 0 };
     while let Some(inner) = inner.upgrade() {
         let store = Store { inner };
         match pass(&store).await {
-            Ok(true) if oldest_left(&store) <= newest => {}
-            Ok(true) => {
-                // What this very run has carried is the oldest now: again would be for nothing.
-                *stuck = self::newest(&store.inner);
-                store.note_full();
-                return;
+            Ok(Some(won)) => {
+                round.won += won;
+                let Some(newest) = self::newest(&store.inner) else { return };
+                match round.after(oldest_left(&store), newest) {
+                    Some(next) => round = next,
+                    None => {
+                        *stuck = Some(newest);
+                        store.note_full();
+                        return;
+                    }
+                }
             }
-            Ok(false) => return,
+            Ok(None) => return,
             Err(why) => {
                 tracing::warn!(why, "no segment could be dropped; trying again");
                 return;
             }
         }
+    }
+}
+
+/// One walk along the log: from its oldest segment to the newest there was.
+#[derive(Debug, PartialEq, Eq)]
+struct Round {
+    until: u32,
+    /// Bytes of what was dropped, less what was carried.
+    won: u64,
+}
+
+impl Round {
+    /// How to go on after a segment was dropped. `None`: what this walk has carried is the oldest now, and
+    /// it won so little that to carry it again would be for nothing.
+    fn after(self, oldest: u32, newest: u32) -> Option<Round> {
+        if oldest <= self.until {
+            return Some(self);
+        }
+        (self.won >= WON_MIN).then_some(Round { until: newest, won: 0 })
     }
 }
 
@@ -147,9 +176,9 @@ impl Plan {
     }
 }
 
-/// Drops the oldest segment if that is due; tells whether it did.
-pub(super) async fn pass(store: &Store) -> Result<bool, String> {
-    let Some(appender) = &store.inner.appender else { return Ok(false) };
+/// Drops the oldest segment if that is due; tells how much was won, in bytes.
+pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
+    let Some(appender) = &store.inner.appender else { return Ok(None) };
     let mut last_dropped = store.inner.dropped.lock().await;
     let retention = &store.inner.options.retention;
     let mut segments = appender.segments();
@@ -167,26 +196,26 @@ pub(super) async fn pass(store: &Store) -> Result<bool, String> {
     }
     let oldest = segments.first().filter(|s| s.sealed).copied();
     let Some(oldest) = oldest.filter(|_| pressed || retention.delivered.is_some()) else {
-        return Ok(false);
+        return Ok(None);
     };
     let (Some(first), Some(last)) = (oldest.first, oldest.last) else {
         // Nothing in it can be read; it is kept aside.
         appender.mark_damaged(oldest.number);
         remove(store, appender, oldest.number).await?;
         *last_dropped = oldest.number;
-        return Ok(true);
+        return Ok(Some(oldest.bytes));
     };
     let progress = *store.inner.index.progress().borrow();
     if !progress.caught_up || progress.applied < last {
-        return Ok(false);
+        return Ok(None);
     }
-    let Some(plan) = store.read(|view| look(store, view, oldest, last)) else { return Ok(false) };
+    let Some(plan) = store.read(|view| look(store, view, oldest, last)) else { return Ok(None) };
     if !pressed && (plan.young || plan.kept_bytes > oldest.bytes / 2) {
-        return Ok(false);
+        return Ok(None);
     }
     if plan.kept_bytes > oldest.bytes / 10 * 9 {
         store.note_full();
-        return Ok(false);
+        return Ok(None);
     }
     if plan.damaged {
         appender.mark_damaged(oldest.number);
@@ -205,7 +234,7 @@ pub(super) async fn pass(store: &Store) -> Result<bool, String> {
     });
     if still_settled != Some(true) {
         // Someone replayed one of them meanwhile.
-        return Ok(false);
+        return Ok(None);
     }
     snapshots(&tail, &plan).await?;
     let events = plan.dropped.len() as u64;
@@ -214,7 +243,8 @@ pub(super) async fn pass(store: &Store) -> Result<bool, String> {
     remove(store, appender, oldest.number).await?;
     *last_dropped = oldest.number;
     tracing::info!(segment = oldest.number, events, kept = plan.kept.len(), "dropped a segment");
-    Ok(true)
+    let carried = plan.kept_bytes + KEY_BYTES * events;
+    Ok(Some(oldest.bytes.saturating_sub(carried)))
 }
 
 async fn remove(store: &Store, appender: &Appender, segment: u32) -> Result<(), String> {

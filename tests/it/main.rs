@@ -3,6 +3,7 @@
 
 mod canonical;
 mod cli;
+#[path = "../crash/mod.rs"]
 mod crash;
 mod intake;
 mod lifecycle;
@@ -10,7 +11,6 @@ mod load;
 mod node;
 mod refusals;
 mod retries;
-mod rot;
 mod sim;
 mod soak;
 mod support;

@@ -277,6 +277,11 @@ pub struct Server {
     lines: Arc<Mutex<Vec<String>>>,
     /// Runs by a clock that the test moves.
     virtual_clock: bool,
+    data: PathBuf,
+    /// What the process is started through, its arguments included: a tracer, a limit.
+    pub through: Vec<String>,
+    /// The program; not always the one that is shipped.
+    pub program: PathBuf,
 }
 
 pub fn binary() -> Command {
@@ -301,6 +306,14 @@ impl Server {
         Server::prepared(extra, false)
     }
 
+    /// As `stopped`, with the data directory elsewhere, on another disk say.
+    pub fn stopped_at(data: &Path, extra: &str) -> Server {
+        let mut server = Server::prepared("", false);
+        server.data = data.to_owned();
+        server.write_config(extra);
+        server
+    }
+
     fn start_by(extra: &str, virtual_clock: bool) -> Server {
         let mut server = Server::prepared(extra, virtual_clock);
         server.spawn();
@@ -310,6 +323,9 @@ impl Server {
     fn prepared(extra: &str, virtual_clock: bool) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let server = Server {
+            data: dir.path().join("data"),
+            through: Vec::new(),
+            program: PathBuf::from(env!("CARGO_BIN_EXE_bluehook")),
             dir,
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             child: None,
@@ -326,7 +342,8 @@ impl Server {
         let extra = extra.replace("{dir}", &dir.to_string());
         // Top-level keys of `extra` come first, then the tables.
         let text = format!(
-            "data_dir = \"{dir}/data\"\n{extra}\n[admin]\nsocket = \"{dir}/admin.sock\"\nlisten = \"\"\n"
+            "data_dir = \"{}\"\n{extra}\n[admin]\nsocket = \"{dir}/admin.sock\"\nlisten = \"\"\n",
+            self.data.display()
         );
         let intake =
             if text.contains("[intake]") { "" } else { "[intake]\nlisten = [\"127.0.0.1:0\"]\n" };
@@ -351,7 +368,7 @@ impl Server {
     }
 
     pub fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.data.clone()
     }
 
     fn clock_file(&self) -> PathBuf {
@@ -370,8 +387,11 @@ impl Server {
     pub fn spawn(&mut self) -> Duration {
         let begun = Instant::now();
         self.lines.lock().unwrap().clear();
-        let mut command = binary();
-        command.args(["serve", "--config"]).arg(self.config());
+        let whole = self.through.iter().map(PathBuf::from).chain([self.program.clone()]);
+        let whole: Vec<PathBuf> = whole.collect();
+        let mut command = Command::new(&whole[0]);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.args(&whole[1..]).args(["serve", "--config"]).arg(self.config());
         if self.virtual_clock {
             command.arg("--virtual-clock").arg(self.clock_file());
         }

@@ -1,0 +1,136 @@
+//! Power cuts: ext4 on a disk with a volatile write cache, the server under load, and the plug pulled.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::disk::{Mounted, VolatileDisk, can_mount, make_ext4};
+use crate::support::{Client, Server, event_body, full_run, rng};
+
+const DISK_BYTES: u64 = 96 * 1024 * 1024;
+/// So often in a row on one disk, each time with what the cuts before have left.
+const CUTS_ON_ONE_DISK: usize = 10;
+/// Small segments, so that cuts meet their change; enough room that nothing is dropped.
+const CONFIG: &str = r#"
+[retention]
+disk_max = "48 MiB"
+
+[[handler]]
+name = "failing"
+events = ["message.failed"]
+exec = { command = ["/bin/false"] }
+"#;
+
+/// Events and how often each is stored.
+pub fn stored(server: &Server) -> BTreeMap<String, usize> {
+    let mut ids = BTreeMap::new();
+    for line in server.cli_ok(&["export"]).lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        *ids.entry(event["eventId"].as_str().unwrap().to_owned()).or_insert(0) += 1;
+    }
+    ids
+}
+
+/// Sends from several connections until `stop`; notes what was acknowledged.
+pub struct Load<'a> {
+    pub next: &'a AtomicU64,
+    pub acknowledged: &'a Mutex<BTreeSet<String>>,
+    pub stop: AtomicBool,
+}
+
+impl Load<'_> {
+    pub fn send(&self, server: std::net::SocketAddr) {
+        let mut client = Client::new(server);
+        while !self.stop.load(Ordering::Relaxed) {
+            let n = self.next.fetch_add(1, Ordering::Relaxed);
+            let id = format!("evt_{n}");
+            let kind = if n.is_multiple_of(50) { "message.failed" } else { "message.sent" };
+            match client.post_signed(&event_body(&id, kind, n)) {
+                Ok(answer) if answer.status == 200 => {
+                    self.acknowledged.lock().unwrap().insert(id);
+                }
+                // A refusal promises nothing.
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// What of a number of cuts is to be told.
+#[derive(Default, Debug)]
+struct Told {
+    cuts: usize,
+    unflushed: usize,
+    kept: usize,
+    acknowledged: usize,
+    lost: usize,
+    stored_twice: usize,
+}
+
+/// Pulls the plug so many times; `program` runs in between.
+fn pull_the_plug(program: Option<&Path>, keep: f64, cuts: usize, rng: &mut fastrand::Rng) -> Told {
+    let mut told = Told::default();
+    while told.cuts < cuts {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("base.img");
+        make_ext4(&image, DISK_BYTES);
+        let disk = VolatileDisk::new(&image, &folder.path().join("fuse"));
+        let at = folder.path().join("disk");
+        let mut mounted = Some(Mounted::new(&disk.image(), &at));
+        let mut server = Server::stopped_at(&at.join("data"), CONFIG);
+        if let Some(program) = program {
+            server.program = program.to_owned();
+        }
+        let (next, acknowledged) = (AtomicU64::new(0), Mutex::new(BTreeSet::new()));
+        server.spawn();
+        for _ in 0..CUTS_ON_ONE_DISK.min(cuts - told.cuts) {
+            let load =
+                Load { next: &next, acknowledged: &acknowledged, stop: AtomicBool::new(false) };
+            let moment = Duration::from_millis(rng.u64(5..300));
+            let addr = server.addr;
+            std::thread::scope(|scope| {
+                for _ in 0..6 {
+                    scope.spawn(|| load.send(addr));
+                }
+                // The random instant is the point of this test, not a wait for something to happen.
+                std::thread::sleep(moment);
+                let cut = disk.cut_power(keep, rng);
+                server.kill();
+                load.stop.store(true, Ordering::Relaxed);
+                told.unflushed += cut.unflushed;
+                told.kept += cut.kept;
+            });
+            told.cuts += 1;
+            drop(mounted.take());
+            disk.restore_power();
+            mounted = Some(Mounted::new(&disk.image(), &at));
+            server.spawn();
+            let stored = stored(&server);
+            let acknowledged = acknowledged.lock().unwrap();
+            told.lost += acknowledged.iter().filter(|id| !stored.contains_key(*id)).count();
+            told.stored_twice += stored.values().filter(|n| **n > 1).count();
+        }
+        told.acknowledged += acknowledged.lock().unwrap().len();
+    }
+    told
+}
+
+#[test]
+fn power_cuts_lose_nothing_that_was_acknowledged() {
+    if !can_mount() {
+        return;
+    }
+    let mut rng = rng("power cuts");
+    let cuts = if full_run() { 300 } else { 10 };
+    for keep in [0.0, 0.5, 0.9] {
+        let told = pull_the_plug(None, keep, cuts, &mut rng);
+        println!("keep {keep}: {told:?}");
+        assert!(told.acknowledged > 10 * cuts && told.unflushed > 0, "too little load: {told:?}");
+        assert_eq!((told.lost, told.stored_twice), (0, 0), "{told:?}");
+    }
+}
