@@ -6,6 +6,7 @@ pub mod automation;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod defect;
 pub mod delivery;
 pub mod event;
 pub mod handler;

@@ -13,6 +13,7 @@ use super::log::{Appender, Frame, ScanItem, SegmentInfo};
 use super::record::{self, EventRecord, Record, RepeatRecord};
 use super::{Inner, Store};
 use crate::clock::Timestamp;
+use crate::defect::{self, Defect};
 use crate::delivery::{HandlerName, Seq, State};
 use crate::event::{self, DedupKey};
 
@@ -223,6 +224,10 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     // Nobody replays or discards between the look at what is settled and its end.
     let _still = store.inner.changing.write().await;
     let tail = Tail { store, epoch: appender.progress().borrow().epoch };
+    if defect::has(Defect::EarlyDrop) {
+        // The reader has the file open still.
+        _ = appender.remove_segment(oldest.number).await;
+    }
     carry(&tail, &plan).await?;
     let still_settled = store.read(|view| {
         let needs = Needs::of(store, view)?;
@@ -240,7 +245,9 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     let events = plan.dropped.len() as u64;
     tail.append(Record::Dropped { segment: oldest.number, first, last, events }).await?;
     tail.fence().await?;
-    remove(store, appender, oldest.number).await?;
+    if !defect::has(Defect::EarlyDrop) {
+        remove(store, appender, oldest.number).await?;
+    }
     *last_dropped = oldest.number;
     tracing::info!(segment = oldest.number, events, kept = plan.kept.len(), "dropped a segment");
     let carried = plan.kept_bytes + KEY_BYTES * events;

@@ -16,7 +16,7 @@ use bluehook::store::{Store, StoreOptions};
 use super::model::{FileSystem, Names};
 use super::power::stored;
 use super::trace::{self, Call, Moment, Traced};
-use crate::support::{Server, event_body, eventually, full_run, rng};
+use crate::support::{Program, Server, event_body, eventually, full_run, rng};
 
 /// Segments of 1 MiB. What is settled goes when it is an hour old, which the test's clock decides.
 const CONFIG: &str = r#"
@@ -43,7 +43,7 @@ const PAD_BYTES: usize = 4_000;
 const UNSETTLED: u64 = 20;
 
 /// One story of the real binary, and what it acknowledged.
-struct Recording {
+pub struct Recording {
     root: PathBuf,
     calls: Vec<Traced>,
     /// Event number to the moment its 200 had arrived.
@@ -76,11 +76,9 @@ fn body(n: u64) -> String {
 }
 
 /// Three sessions: retention under load, a rebuild under load, a plain one. Two are killed.
-fn record(program: Option<&Path>) -> Recording {
+pub fn record(program: &Program) -> Recording {
     let mut server = Server::stopped_with_clock(CONFIG);
-    if let Some(program) = program {
-        server.program = program.to_owned();
-    }
+    server.program = program.clone();
     let mut recording =
         Recording { root: server.data(), calls: Vec::new(), acknowledged: BTreeMap::new() };
     let mut hours = 0;
@@ -166,6 +164,22 @@ impl Recording {
         (!output.status.success()).then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// How many calls come before a crash.
+    fn random_point(&self, crashes: Crashes, rng: &mut fastrand::Rng) -> usize {
+        let all = self.calls.len();
+        let names = |call: &Call| match call {
+            Call::Remove { path } => path.extension().is_some_and(|e| e == "seg"),
+            Call::Create { .. } | Call::Rename { .. } => crashes == Crashes::Anywhere,
+            _ => false,
+        };
+        if crashes == Crashes::Anywhere && rng.bool() {
+            return rng.usize(1..=all);
+        }
+        let names = self.calls.iter().enumerate().filter(|(_, traced)| names(&traced.call));
+        let names: Vec<usize> = names.map(|(n, _)| n + 1).collect();
+        (names[rng.usize(0..names.len())] + rng.usize(0..12)).min(all)
+    }
+
     /// From each call on, what is certainly there: acknowledged before any later call began.
     fn promised(&self) -> Vec<Moment> {
         let mut earliest = Moment::MAX;
@@ -181,8 +195,22 @@ impl Recording {
     }
 }
 
+/// When, in the recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crashes {
+    /// Half of them just after a name has changed in a folder, where most is at stake.
+    Anywhere,
+    /// Just after a segment was removed.
+    AtDrops,
+}
+
 /// Builds and opens so many images; gives what is wrong with any.
-fn campaign(recording: &Recording, images: usize, rng: &mut fastrand::Rng) -> Vec<String> {
+pub fn campaign(
+    recording: &Recording,
+    images: usize,
+    crashes: Crashes,
+    rng: &mut fastrand::Rng,
+) -> Vec<String> {
     let promised = recording.promised();
     let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -192,7 +220,7 @@ fn campaign(recording: &Recording, images: usize, rng: &mut fastrand::Rng) -> Ve
             scope.spawn(move || {
                 let mut model = FileSystem::new(&recording.root, names);
                 let mut points: Vec<usize> =
-                    (0..images / 2).map(|_| rng.usize(1..=recording.calls.len())).collect();
+                    (0..images / 2).map(|_| recording.random_point(crashes, &mut rng)).collect();
                 points.sort_unstable();
                 let mut done = 0;
                 for (i, point) in points.into_iter().enumerate() {
@@ -279,7 +307,7 @@ fn serve(image: &Path, due: &[u64]) {
 #[test]
 fn no_state_in_which_a_crash_leaves_the_disk_loses_what_was_acknowledged() {
     let mut rng = rng("crash images");
-    let recording = record(None);
+    let recording = record(&Program::plain());
     let images = if full_run() { 20_000 } else { 600 };
     let syncs = recording.calls.iter().filter(|c| matches!(c.call, Call::Sync { .. })).count();
     println!(
@@ -287,7 +315,7 @@ fn no_state_in_which_a_crash_leaves_the_disk_loses_what_was_acknowledged() {
         recording.calls.len(),
         recording.acknowledged.len()
     );
-    let failures = campaign(&recording, images, &mut rng);
+    let failures = campaign(&recording, images, Crashes::Anywhere, &mut rng);
     assert!(
         failures.is_empty(),
         "{} of {images}:\n{}",

@@ -1,7 +1,6 @@
 //! Power cuts: ext4 on a disk with a volatile write cache, the server under load, and the plug pulled.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::disk::{Mounted, VolatileDisk, can_mount, make_ext4};
-use crate::support::{Client, Server, event_body, full_run, rng};
+use crate::support::{Client, Program, Server, event_body, full_run, rng};
 
 const DISK_BYTES: u64 = 96 * 1024 * 1024;
 /// So often in a row on one disk, each time with what the cuts before have left.
@@ -63,17 +62,17 @@ impl Load<'_> {
 
 /// What of a number of cuts is to be told.
 #[derive(Default, Debug)]
-struct Told {
+pub struct Told {
     cuts: usize,
     unflushed: usize,
     kept: usize,
     acknowledged: usize,
-    lost: usize,
+    pub lost: usize,
     stored_twice: usize,
 }
 
 /// Pulls the plug so many times; `program` runs in between.
-fn pull_the_plug(program: Option<&Path>, keep: f64, cuts: usize, rng: &mut fastrand::Rng) -> Told {
+pub fn pull_the_plug(program: &Program, keep: f64, cuts: usize, rng: &mut fastrand::Rng) -> Told {
     let mut told = Told::default();
     while told.cuts < cuts {
         let folder = tempfile::tempdir().unwrap();
@@ -83,9 +82,7 @@ fn pull_the_plug(program: Option<&Path>, keep: f64, cuts: usize, rng: &mut fastr
         let at = folder.path().join("disk");
         let mut mounted = Some(Mounted::new(&disk.image(), &at));
         let mut server = Server::stopped_at(&at.join("data"), CONFIG);
-        if let Some(program) = program {
-            server.program = program.to_owned();
-        }
+        server.program = program.clone();
         let (next, acknowledged) = (AtomicU64::new(0), Mutex::new(BTreeSet::new()));
         server.spawn();
         for _ in 0..CUTS_ON_ONE_DISK.min(cuts - told.cuts) {
@@ -128,7 +125,7 @@ fn power_cuts_lose_nothing_that_was_acknowledged() {
     let mut rng = rng("power cuts");
     let cuts = if full_run() { 300 } else { 10 };
     for keep in [0.0, 0.5, 0.9] {
-        let told = pull_the_plug(None, keep, cuts, &mut rng);
+        let told = pull_the_plug(&Program::plain(), keep, cuts, &mut rng);
         println!("keep {keep}: {told:?}");
         assert!(told.acknowledged > 10 * cuts && told.unflushed > 0, "too little load: {told:?}");
         assert_eq!((told.lost, told.stored_twice), (0, 0), "{told:?}");

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-use crate::support::{Server, binary, event_body, eventually, full_run, rng};
+use crate::support::{Program, Server, binary, event_body, eventually, full_run, rng};
 
 /// Small segments, so that there are several.
 const SMALL: &str = "[retention]\ndisk_max = \"32 MiB\"\n";
@@ -45,8 +45,13 @@ fn segments(data: &Path) -> Vec<PathBuf> {
 
 /// Exit code and report of `store check`.
 fn check(data: &Path) -> (i32, Value) {
+    check_with(&Program::plain(), data)
+}
+
+fn check_with(program: &Program, data: &Path) -> (i32, Value) {
+    let mut command = program.command(&[]);
     let output =
-        binary().args(["store", "check", "--json", "--data-dir"]).arg(data).output().unwrap();
+        command.args(["store", "check", "--json", "--data-dir"]).arg(data).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!error.contains("panicked"), "{error}");
     let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
@@ -87,6 +92,24 @@ fn covers(report: &Value, file: &Path, at: u64) -> bool {
 fn lost(report: &Value) -> u64 {
     let damage = report["damage"].as_array().unwrap().iter();
     damage.map(|d| d["lastSeq"].as_u64().unwrap() + 1 - d["firstSeq"].as_u64().unwrap()).sum()
+}
+
+/// How many of so many flipped bits a program's check doesn't notice.
+pub fn flips_unnoticed(program: &Program, flips: usize, rng: &mut fastrand::Rng) -> usize {
+    let stopped = stopped_store();
+    let data = stopped.data();
+    let files = segments(&data);
+    let mut unnoticed = 0;
+    for _ in 0..flips {
+        let file = &files[rng.usize(0..files.len() - 2)];
+        let whole = std::fs::read(file).unwrap();
+        let mut flipped = whole.clone();
+        flipped[rng.usize(0..whole.len())] ^= 1 << rng.u32(0..8);
+        std::fs::write(file, flipped).unwrap();
+        unnoticed += usize::from(check_with(program, &data).0 == 0);
+        std::fs::write(file, whole).unwrap();
+    }
+    unnoticed
 }
 
 #[test]

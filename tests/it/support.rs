@@ -280,14 +280,44 @@ pub struct Server {
     data: PathBuf,
     /// What the process is started through, its arguments included: a tracer, a limit.
     pub through: Vec<String>,
-    /// The program; not always the one that is shipped.
-    pub program: PathBuf,
+    pub program: Program,
+}
+
+/// A build of bluehook.
+#[derive(Clone)]
+pub struct Program {
+    path: PathBuf,
+    defect: Option<&'static str>,
+}
+
+impl Program {
+    /// The one that the tests are about.
+    pub fn plain() -> Program {
+        Program { path: PathBuf::from(env!("CARGO_BIN_EXE_bluehook")), defect: None }
+    }
+
+    /// One with a deliberate defect (`src/defect.rs`), for the tests of the tests.
+    pub fn with_defect(defect: &'static str) -> Program {
+        let path = Program::plain().path.with_file_name("bluehook-defects");
+        assert!(path.exists(), "{} is missing; tests/run builds it", path.display());
+        Program { path, defect: Some(defect) }
+    }
+
+    pub fn command(&self, through: &[String]) -> Command {
+        let program = self.path.clone().into_os_string();
+        let mut words = through.iter().map(Into::into).chain([program]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        if let Some(defect) = self.defect {
+            command.env("WITH_DEFECT", defect);
+        }
+        command
+    }
 }
 
 pub fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bluehook"));
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command
+    Program::plain().command(&[])
 }
 
 impl Server {
@@ -330,7 +360,7 @@ impl Server {
         let server = Server {
             data: dir.path().join("data"),
             through: Vec::new(),
-            program: PathBuf::from(env!("CARGO_BIN_EXE_bluehook")),
+            program: Program::plain(),
             dir,
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             child: None,
@@ -392,11 +422,8 @@ impl Server {
     pub fn spawn(&mut self) -> Duration {
         let begun = Instant::now();
         self.lines.lock().unwrap().clear();
-        let whole = self.through.iter().map(PathBuf::from).chain([self.program.clone()]);
-        let whole: Vec<PathBuf> = whole.collect();
-        let mut command = Command::new(&whole[0]);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.args(&whole[1..]).args(["serve", "--config"]).arg(self.config());
+        let mut command = self.program.command(&self.through);
+        command.args(["serve", "--config"]).arg(self.config());
         if self.virtual_clock {
             command.arg("--virtual-clock").arg(self.clock_file());
         }

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 /// Who may import whom (house rule: arrows only point down). `main` and `lib` see everything.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("clock", &[]),
+    ("defect", &[]),
     ("schedule", &["clock"]),
     ("delivery", &["clock", "schedule"]),
     ("signature", &["clock", "event"]),
     ("event", &["clock", "delivery", "signature"]),
     ("config", &["clock", "delivery", "schedule", "signature"]),
-    ("store", &["clock", "config", "delivery", "event"]),
+    ("store", &["clock", "config", "defect", "delivery", "event"]),
     ("handler", &["clock", "config", "delivery", "event", "schedule", "signature"]),
     ("replay", &["clock", "config", "delivery", "event", "handler", "schedule", "store"]),
     ("intake", &["clock", "config", "delivery", "event", "signature", "store"]),
