@@ -88,19 +88,28 @@ pub struct Timeline {
     pub offset_ms: i64,
 }
 
+/// What is kept of a timeline from one start to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptTimeline {
+    pub timeline: Timeline,
+    /// How far the wall clock was seen ahead of schedule time.
+    pub wall_ahead_ms: i64,
+}
+
 impl Timeline {
-    /// Continues from the log: `last` is the newest boot it names, `high_water` the latest schedule
-    /// time in it.
+    /// Goes on from what was kept; `high_water` is the latest schedule time in the log.
     ///
     /// Within one boot nothing changes. After a reboot schedule time goes on from whichever is later,
-    /// the wall clock or the high-water mark: a machine without a battery clock that starts in 1970
-    /// then waits out what was left of each delay, never less.
+    /// the wall clock, less what it was ahead, or the high-water mark: a machine without a battery clock
+    /// that starts in 1970 then waits out what was left of each delay, never less. And one that began in
+    /// 1970 and was set right later hasn't seen half a century pass, after which all would be outdated.
     #[must_use]
-    pub fn resume(last: Option<Timeline>, high_water: Timestamp, now: Moment) -> Timeline {
+    pub fn resume(last: Option<KeptTimeline>, high_water: Timestamp, now: Moment) -> Timeline {
         match last {
-            Some(t) if t.boot_id == now.boot_id => t,
+            Some(t) if t.timeline.boot_id == now.boot_id => t.timeline,
             _ => {
-                let start = now.wall.max(high_water);
+                let ahead = last.map_or(0, |t| t.wall_ahead_ms);
+                let start = Timestamp(now.wall.0.saturating_sub(ahead)).max(high_water);
                 Timeline { boot_id: now.boot_id, offset_ms: start.0.saturating_sub(now.boot_ms) }
             }
         }
@@ -109,6 +118,29 @@ impl Timeline {
     #[must_use]
     pub fn at(&self, now: Moment) -> Timestamp {
         Timestamp(now.boot_ms.saturating_add(self.offset_ms))
+    }
+
+    #[must_use]
+    pub fn kept(self, now: Moment) -> KeptTimeline {
+        let wall_ahead_ms = now.wall.0.saturating_sub(self.at(now).0);
+        KeptTimeline { timeline: self, wall_ahead_ms }
+    }
+
+    /// What a clock on the wall will show at schedule time `due`, as it goes now.
+    #[must_use]
+    pub fn wall_of(&self, due: Timestamp, now: Moment) -> Timestamp {
+        Timestamp(due.0.saturating_add(self.ahead_ms(now)))
+    }
+
+    /// The opposite of [`Self::wall_of`].
+    #[must_use]
+    pub fn of_wall(&self, wall: Timestamp, now: Moment) -> Timestamp {
+        Timestamp(wall.0.saturating_sub(self.ahead_ms(now)))
+    }
+
+    /// In whole seconds: what is shown doesn't tremble as the clocks are read one after the other.
+    fn ahead_ms(self, now: Moment) -> i64 {
+        self.kept(now).wall_ahead_ms.saturating_add(500).div_euclid(1_000) * 1_000
     }
 
     /// The boot-clock reading at which schedule time `due` is reached.
@@ -275,8 +307,9 @@ mod tests {
         let clock = TestClock::new(Timestamp(1_000_000));
         let line = Timeline::resume(None, Timestamp::ZERO, clock.now());
         let before = line.at(clock.now());
+        let kept = line.kept(clock.now());
         clock.set_wall(Timestamp(9_000_000_000));
-        let again = Timeline::resume(Some(line), before, clock.now());
+        let again = Timeline::resume(Some(kept), before, clock.now());
         assert_eq!(again.at(clock.now()), before);
     }
 
@@ -286,19 +319,36 @@ mod tests {
         let line = Timeline::resume(None, Timestamp::ZERO, clock.now());
         clock.advance(Duration::from_secs(5));
         let high = line.at(clock.now());
+        let kept = line.kept(clock.now());
         clock.reboot(Timestamp(0));
-        let next = Timeline::resume(Some(line), high, clock.now());
+        let next = Timeline::resume(Some(kept), high, clock.now());
         assert_eq!(next.at(clock.now()), high);
         clock.advance(Duration::from_secs(1));
         assert_eq!(next.at(clock.now()), high.plus(Duration::from_secs(1)));
+    }
+
+    /// Found by asking what a Pi does on its first day: began in 1970, set right by NTP, rebooted.
+    #[test]
+    fn a_clock_set_right_during_one_boot_makes_nothing_older_in_the_next() {
+        let clock = TestClock::new(Timestamp(0));
+        let line = Timeline::resume(None, Timestamp::ZERO, clock.now());
+        clock.set_wall(Timestamp(1_790_000_000_000));
+        let (high, kept) = (line.at(clock.now()), line.kept(clock.now()));
+        let due = high.plus(Duration::from_secs(30));
+        assert_eq!(line.wall_of(due, clock.now()), Timestamp(1_790_000_030_000));
+        assert_eq!(line.of_wall(Timestamp(1_790_000_030_000), clock.now()), due);
+        clock.reboot(Timestamp(1_790_000_600_000));
+        let next = Timeline::resume(Some(kept), high, clock.now());
+        assert_eq!(next.at(clock.now()), high.plus(Duration::from_secs(600)));
     }
 
     #[test]
     fn a_reboot_with_a_good_clock_counts_the_time_that_was_off() {
         let clock = TestClock::new(Timestamp(1_790_000_000_000));
         let line = Timeline::resume(None, Timestamp::ZERO, clock.now());
+        let kept = line.kept(clock.now());
         clock.reboot(Timestamp(1_790_000_600_000));
-        let next = Timeline::resume(Some(line), Timestamp(1_790_000_000_000), clock.now());
+        let next = Timeline::resume(Some(kept), Timestamp(1_790_000_000_000), clock.now());
         assert_eq!(next.at(clock.now()), Timestamp(1_790_000_600_000));
     }
 }

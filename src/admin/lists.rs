@@ -34,7 +34,7 @@ async fn caught_up(cx: &Arc<AdminContext>) {
 
 /// The event as people see it: an attempt that was begun is running, unless nothing runs at all.
 fn event_json(cx: &AdminContext, stored: &StoredEvent) -> EventJson {
-    let mut json = EventJson::from(stored);
+    let mut json = EventJson::of(&cx.store, stored);
     for (shown, stored) in json.deliveries.iter_mut().zip(&stored.deliveries) {
         show_running(cx, shown, stored);
     }
@@ -114,7 +114,7 @@ pub async fn dead(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem
 }
 
 fn item(cx: &AdminContext, event: &Event, stored: &StoredDelivery) -> DeliveryItem {
-    let mut delivery = DeliveryJson::from(stored);
+    let mut delivery = DeliveryJson::of(&cx.store, stored);
     show_running(cx, &mut delivery, stored);
     DeliveryItem {
         seq: event.seq,

@@ -45,7 +45,7 @@ pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Proble
                     _ => 0,
                 },
                 oldest_undelivered: stats.oldest.map(Timestamp::to_rfc3339),
-                next_due_at: due.map(Timestamp::to_rfc3339),
+                next_due_at: due.map(|due| store.wall_of(due).to_rfc3339()),
             }
         };
         names.iter().enumerate().map(one).collect()

@@ -109,7 +109,7 @@ fn item(store: &Store, seq: Seq, record: Record) -> Option<StreamItem> {
             let event = store.event(seq)?;
             let deliveries = Vec::new();
             let stored = StoredEvent { event, duplicates: 0, conflict: false, deliveries };
-            Some(StreamItem::Event(EventJson::from(&stored)))
+            Some(StreamItem::Event(EventJson::of(store, &stored)))
         }
         Record::AttemptFinished { key, attempt, next } => {
             let event = store.event(key.event)?;
@@ -119,7 +119,7 @@ fn item(store: &Store, seq: Seq, record: Record) -> Option<StreamItem> {
                 event_type: event.new.kind,
                 handler: key.handler.to_string(),
                 state: next.name().to_owned(),
-                due_at: due_of(&next),
+                due_at: due_of(store, &next),
                 attempt: AttemptJson::from(&attempt),
             })
         }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::delivery::{Seq, State};
+use crate::store::Store;
 use crate::store::check::{CheckReport, segment_file};
 use crate::store::log::Damage;
 pub use crate::store::transfer::{AttemptJson, DeliveryJson, EventJson};
@@ -263,9 +264,9 @@ pub struct ProblemJson {
 }
 
 #[must_use]
-pub fn due_of(state: &State) -> Option<String> {
+pub fn due_of(store: &Store, state: &State) -> Option<String> {
     match state {
-        State::Scheduled { due } => Some(due.to_rfc3339()),
+        State::Scheduled { due } => Some(store.wall_of(*due).to_rfc3339()),
         _ => None,
     }
 }

@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::OpenError;
 use super::disk::{Disk, Open};
-use crate::clock::{BootId, Timeline};
+use crate::clock::{BootId, KeptTimeline, Timeline};
 
 const LOCK: &str = "lock";
 const VERSION: &str = "store-version";
@@ -109,25 +109,27 @@ pub fn read_version(disk: &dyn Disk, data_dir: &Path) -> Result<Option<u32>, Ope
 
 /// # Errors
 /// It cannot be read just now. Going on without it would let a jump of the wall clock change delays.
-pub fn read_timeline(disk: &dyn Disk, data_dir: &Path) -> Result<Option<Timeline>, OpenError> {
+pub fn read_timeline(disk: &dyn Disk, data_dir: &Path) -> Result<Option<KeptTimeline>, OpenError> {
     let path = data_dir.join(TIMELINE);
     let text = read_small(disk, &path).map_err(|e| failed("cannot read", &path, &e))?;
     Ok(text.as_deref().and_then(parse_timeline))
 }
 
-fn parse_timeline(text: &str) -> Option<Timeline> {
-    let (boot_id, offset_ms) = text.trim().split_once(' ')?;
-    let boot_id = BootId::from_str_radix(boot_id, 16).ok()?;
-    Some(Timeline { boot_id, offset_ms: offset_ms.parse().ok()? })
+fn parse_timeline(text: &str) -> Option<KeptTimeline> {
+    let mut words = text.split_whitespace();
+    let boot_id = BootId::from_str_radix(words.next()?, 16).ok()?;
+    let timeline = Timeline { boot_id, offset_ms: words.next()?.parse().ok()? };
+    Some(KeptTimeline { timeline, wall_ahead_ms: words.next().unwrap_or("0").parse().ok()? })
 }
 
 /// Written before anything is scheduled by it, so that a restart in the same boot goes on with it.
 pub fn write_timeline(
     disk: &dyn Disk,
     data_dir: &Path,
-    timeline: Timeline,
+    kept: KeptTimeline,
 ) -> Result<(), OpenError> {
-    let text = format!("{:032x} {}\n", timeline.boot_id, timeline.offset_ms);
+    let KeptTimeline { timeline: Timeline { boot_id, offset_ms }, wall_ahead_ms } = kept;
+    let text = format!("{boot_id:032x} {offset_ms} {wall_ahead_ms}\n");
     write_small(disk, data_dir, TIMELINE, &text)
         .map_err(|e| failed("cannot write in the data directory", data_dir, &e))
 }
@@ -167,6 +169,7 @@ mod tests {
     fn a_timeline_that_cannot_be_read_is_not_taken_for_none() {
         let disk = FaultDisk::new(Arc::new(MemDisk::new()));
         let (dir, timeline) = (Path::new("/data"), Timeline { boot_id: 7, offset_ms: -3 });
+        let timeline = KeptTimeline { timeline, wall_ahead_ms: 9 };
         assert_eq!(read_timeline(&disk, dir), Ok(None));
         write_timeline(&disk, dir, timeline).unwrap();
         let error = io::ErrorKind::Other;

@@ -15,7 +15,7 @@ use super::indexer::{Indexer, IndexerCore, Shared};
 use super::log::{Appender, AppenderCore, Limits, LogOptions, LogReader, LogWriter, Priority};
 use super::record::{Record, encode};
 use super::{Home, Inner, OpenError, Progress, Store, StoreOptions, audit, files, retention};
-use crate::clock::{Clock, Timeline};
+use crate::clock::{Clock, KeptTimeline, Timeline, Timestamp};
 use crate::config::Retention;
 use crate::delivery::Seq;
 
@@ -24,6 +24,8 @@ const SEGMENT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// So many segments make up the disk budget: what retention drops at once is a small part of it.
 const SEGMENTS: u64 = 32;
 const READ_STEP: usize = 10_000;
+/// A clock that was set, not one that drifts.
+const CLOCK_STEP_MS: u64 = 60_000;
 
 impl Store {
     /// Opens the log (cutting a torn tail), starts the appender and the index threads. Returns as soon
@@ -78,9 +80,14 @@ impl Store {
 
         let before = files::read_timeline(&*disk, &dir)?;
         let timeline = Timeline::resume(before, report.high_water, clock.now());
-        if before != Some(timeline) {
-            files::write_timeline(&*disk, &dir, timeline)?;
-        }
+        let kept = match before {
+            Some(before) if before.timeline == timeline => before,
+            _ => {
+                let kept = timeline.kept(clock.now());
+                files::write_timeline(&*disk, &dir, kept)?;
+                kept
+            }
+        };
         let core = AppenderCore::new(writer);
         let appender = Appender::spawn(core, clock.clone(), timeline, Limits::default())
             .map_err(|e| other(&e))?;
@@ -129,7 +136,7 @@ impl Store {
                 _lock: lock,
             }),
         };
-        let keeper = retention::spawn(&store).map_err(|e| other(&e))?;
+        let keeper = retention::spawn(&store, kept).map_err(|e| other(&e))?;
         store.threads().push(keeper);
         let auditor = audit::spawn(&store).map_err(|e| other(&e))?;
         store.threads().push(auditor);
@@ -160,7 +167,7 @@ impl Store {
         let kv = Arc::new(MemoryKv::new());
         let index = OpenIndex { kv: kv.clone(), position, doubt: None };
         let before = files::read_timeline(&*disk, data_dir)?;
-        let timeline = Timeline::resume(before, crate::clock::Timestamp::ZERO, clock.now());
+        let timeline = Timeline::resume(before, Timestamp::ZERO, clock.now());
         let mut core = IndexerCore::new(&index, reader.clone(), timeline.boot_id);
         let last = super::check::last_record(&reader).map_err(|e| other(e.to_string()))?;
         while core.applied() < last {
@@ -232,6 +239,24 @@ impl Store {
     #[must_use]
     pub fn timeline(&self) -> Timeline {
         self.inner.timeline
+    }
+
+    /// What a clock on the wall will show at schedule time `due`.
+    #[must_use]
+    pub fn wall_of(&self, due: Timestamp) -> Timestamp {
+        self.inner.timeline.wall_of(due, self.inner.clock.now())
+    }
+
+    /// Keeps how the wall clock goes for the next start, if it was set meanwhile.
+    pub(super) fn keep_timeline(&self, kept: &mut KeptTimeline) {
+        let now = self.inner.timeline.kept(self.inner.clock.now());
+        if now.wall_ahead_ms.abs_diff(kept.wall_ahead_ms) < CLOCK_STEP_MS {
+            return;
+        }
+        match files::write_timeline(&*self.inner.disk, &self.inner.options.data_dir, now) {
+            Ok(()) => *kept = now,
+            Err(error) => tracing::debug!(?error, "could not note that the clock was set"),
+        }
     }
 
     #[must_use]

@@ -12,7 +12,7 @@ use super::index::query::View;
 use super::log::{Appender, Frame, ScanItem, SegmentInfo};
 use super::record::{self, EventRecord, Record, RepeatRecord};
 use super::{Inner, Store};
-use crate::clock::Timestamp;
+use crate::clock::{KeptTimeline, Timestamp};
 use crate::defect::{self, Defect};
 use crate::delivery::{HandlerName, Seq, State};
 use crate::event::{self, DedupKey};
@@ -25,8 +25,8 @@ const KEYS_MAX: usize = 1_000;
 /// What one of them takes there, at most.
 const KEY_BYTES: u64 = 48;
 
-/// Starts the thread. It ends when the store is closed or dropped.
-pub fn spawn(store: &Store) -> io::Result<std::thread::JoinHandle<()>> {
+/// Starts the thread, which also keeps an eye on the wall clock. It ends when the store is closed or dropped.
+pub fn spawn(store: &Store, mut kept: KeptTimeline) -> io::Result<std::thread::JoinHandle<()>> {
     let inner = Arc::downgrade(&store.inner);
     let mut stop = store.inner.stop.subscribe();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
@@ -37,6 +37,9 @@ pub fn spawn(store: &Store) -> io::Result<std::thread::JoinHandle<()>> {
                 tokio::select! {
                     changed = stop.changed() => if changed.is_err() { return },
                     () = tokio::time::sleep(CHECK_EVERY) => {
+                        if let Some(inner) = inner.upgrade() {
+                            Store { inner }.keep_timeline(&mut kept);
+                        }
                         tokio::select! {
                             () = make_room(&inner, &mut stuck) => {}
                             _ = stop.wait_for(|stop| *stop) => return,

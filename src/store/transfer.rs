@@ -69,8 +69,9 @@ pub struct AttemptJson {
     pub response: Option<String>,
 }
 
-impl From<&StoredEvent> for EventJson {
-    fn from(stored: &StoredEvent) -> EventJson {
+impl EventJson {
+    #[must_use]
+    pub fn of(store: &Store, stored: &StoredEvent) -> EventJson {
         let new = &stored.event.new;
         let (payload, payload_base64) = match std::str::from_utf8(&new.body) {
             Ok(text) => (Some(text.to_owned()), None),
@@ -89,16 +90,17 @@ impl From<&StoredEvent> for EventJson {
             headers: new.headers.iter().map(|(name, v)| (name.clone(), text(v))).collect(),
             payload,
             payload_base64,
-            deliveries: stored.deliveries.iter().map(DeliveryJson::from).collect(),
+            deliveries: stored.deliveries.iter().map(|d| DeliveryJson::of(store, d)).collect(),
         }
     }
 }
 
-impl From<&StoredDelivery> for DeliveryJson {
-    fn from(stored: &StoredDelivery) -> DeliveryJson {
+impl DeliveryJson {
+    #[must_use]
+    pub fn of(store: &Store, stored: &StoredDelivery) -> DeliveryJson {
         let delivery = &stored.delivery;
         let (reason, due_at) = match &delivery.state {
-            State::Scheduled { due } => (None, Some(due.to_rfc3339())),
+            State::Scheduled { due } => (None, Some(store.wall_of(*due).to_rfc3339())),
             State::Dead { reason } => (Some(reason.clone()), None),
             State::Delivered | State::Discarded => (None, None),
         };
@@ -258,7 +260,10 @@ impl Store {
             }
         }
         for delivery in &json.deliveries {
-            let (delivery, attempts) = delivery.to_delivery(seq).map_err(ImportError::Line)?;
+            let (mut delivery, attempts) = delivery.to_delivery(seq).map_err(ImportError::Line)?;
+            if let State::Scheduled { due } = &mut delivery.state {
+                *due = self.inner.timeline.of_wall(*due, self.inner.clock.now());
+            }
             if receipt.is_duplicate() && self.delivery(&delivery.key).is_some() {
                 continue;
             }
@@ -287,7 +292,7 @@ impl Iterator for Export {
         loop {
             while let Some(seq) = self.ready.next() {
                 match self.store.read_whole(self.end, |view| view.fitting(&self.filter, seq)) {
-                    Ok(Some(event)) => return Some(Ok(EventJson::from(&event))),
+                    Ok(Some(event)) => return Some(Ok(EventJson::of(&self.store, &event))),
                     Ok(None) => {}
                     Err(why) => return Some(Err(why)),
                 }

@@ -4,6 +4,7 @@
 //! Short by default, longer with `tests/run --full`. What needs root (mounting) is left out for others, and
 //! says so; with `CI` set it fails instead.
 
+mod clocks;
 mod defects;
 mod disk;
 mod images;

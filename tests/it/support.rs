@@ -412,9 +412,14 @@ impl Server {
 
     /// Both clocks of the server stand `seconds` ahead of the machine's.
     pub fn set_clock_ahead(&self, seconds: i64) {
-        let ms = seconds * 1000;
+        self.set_clocks(seconds, seconds, 0);
+    }
+
+    /// The wall clock and the time since boot stand so many seconds ahead of the machine's; `boot` counts reboots.
+    pub fn set_clocks(&self, wall: i64, since_boot: i64, boot: u32) {
         let next = self.dir.path().join("clock.next");
-        std::fs::write(&next, format!("{ms} {ms} 0")).unwrap();
+        let text = format!("{} {} {boot}", wall * 1000, since_boot * 1000);
+        std::fs::write(&next, text).unwrap();
         std::fs::rename(&next, self.clock_file()).unwrap();
     }
 

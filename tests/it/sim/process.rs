@@ -185,8 +185,8 @@ impl Process {
             Err(e) => return Ok(Opened::Refused(format!("{e:?}"))),
         };
         let timeline = Timeline::resume(before, report.high_water, now);
-        if before != Some(timeline)
-            && let Err(e) = files::write_timeline(&**disk, &dir, timeline)
+        if before.is_none_or(|before| before.timeline != timeline)
+            && let Err(e) = files::write_timeline(&**disk, &dir, timeline.kept(now))
         {
             return Ok(Opened::Refused(format!("{e:?}")));
         }
