@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::check::{self, CheckReport, walk};
 use super::disk::{Disk, RealDisk};
-use super::log::{LogError, LogOptions, LogReader, LogWriter, ScanItem};
+use super::log::{LogError, LogOptions, LogReader, LogWriter, ScanItem, put_in_order};
 use super::record::{self, Record, RepeatRecord};
 use super::{OpenError, files};
 use crate::delivery::{DeliveryKey, Seq};
@@ -46,6 +46,7 @@ pub fn repair(data_dir: &Path) -> Result<RepairReport, OpenError> {
     let failed = |e: &dyn std::fmt::Display| {
         OpenError::Other(format!("cannot repair the store in {}: {e}", data_dir.display()))
     };
+    put_in_order(&*disk, &files::log_dir(data_dir)).map_err(|e| failed(&e))?;
     let fresh = beside(data_dir, "repaired").map_err(|e| failed(&e))?;
     let kept = beside(data_dir, "damaged").map_err(|e| failed(&e))?;
     drop(files::lock(&fresh)?);

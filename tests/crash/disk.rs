@@ -94,6 +94,8 @@ struct State {
     unflushed: Vec<(usize, Vec<u8>)>,
     /// From the cut on, until power is back.
     off: bool,
+    /// Every write and flush fails, as on a medium that is worn out.
+    worn: bool,
 }
 
 /// What a power cut found.
@@ -108,7 +110,13 @@ impl VolatileDisk {
     pub fn new(image: &Path, at: &Path) -> VolatileDisk {
         std::fs::create_dir_all(at).unwrap();
         let durable = std::fs::read(image).unwrap();
-        let state = State { current: durable.clone(), durable, unflushed: Vec::new(), off: false };
+        let state = State {
+            current: durable.clone(),
+            durable,
+            unflushed: Vec::new(),
+            off: false,
+            worn: false,
+        };
         let state = Arc::new(Mutex::new(state));
         let served = Served(Arc::clone(&state));
         let session = fuser::spawn_mount(served, at, &Config::default()).unwrap();
@@ -136,6 +144,10 @@ impl VolatileDisk {
         }
         state.off = true;
         cut
+    }
+
+    pub fn wear_out(&self, worn: bool) {
+        self.state.lock().unwrap().worn = worn;
     }
 
     pub fn restore_power(&self) {
@@ -232,7 +244,7 @@ impl Filesystem for Served {
         reply: ReplyWrite,
     ) {
         let mut state = self.0.lock().unwrap();
-        if state.off {
+        if state.off || state.worn {
             return reply.error(Errno::EIO);
         }
         let at = usize::try_from(offset).unwrap();
@@ -243,7 +255,7 @@ impl Filesystem for Served {
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let mut state = self.0.lock().unwrap();
-        if state.off {
+        if state.off || state.worn {
             return reply.error(Errno::EIO);
         }
         for (at, data) in std::mem::take(&mut state.unflushed) {

@@ -7,6 +7,7 @@
 mod clocks;
 mod defects;
 mod disk;
+mod faults;
 mod images;
 mod kill;
 mod model;

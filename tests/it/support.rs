@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -426,6 +426,13 @@ impl Server {
     /// Starts the process (again); returns once it accepts. Gives the time that took.
     pub fn spawn(&mut self) -> Duration {
         let begun = Instant::now();
+        let started = self.try_spawn();
+        assert!(started.is_ok(), "serve ended: {started:?}\n{}", self.log());
+        begun.elapsed()
+    }
+
+    /// As `spawn`; gives how the process ended where it did not come to accept.
+    pub fn try_spawn(&mut self) -> Result<(), ExitStatus> {
         self.lines.lock().unwrap().clear();
         let mut command = self.program.command(&self.through);
         command.args(["serve", "--config"]).arg(self.config());
@@ -446,15 +453,22 @@ impl Server {
             }
         });
         self.child = Some(child);
-        self.addr = eventually("the server listens", || {
-            let exited = self.child.as_mut().unwrap().try_wait().unwrap();
-            assert!(exited.is_none(), "serve ended: {exited:?}\n{}", self.log());
+        let address = eventually("the server listens or ends", || {
+            if let Some(status) = self.ended() {
+                return Some(Err(status));
+            }
             self.log().lines().find_map(|l| {
                 let rest = l.split("listening on http://").nth(1)?;
-                rest.split('/').next()?.parse().ok()
+                rest.split('/').next()?.parse().ok().map(Ok)
             })
         });
-        begun.elapsed()
+        self.addr = address?;
+        Ok(())
+    }
+
+    /// How the process ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().unwrap().try_wait().unwrap()
     }
 
     /// What it wrote to standard error so far.

@@ -2,6 +2,7 @@
 
 pub mod appender;
 pub mod frame;
+mod order;
 mod queue;
 pub mod reader;
 mod recover;
@@ -19,6 +20,7 @@ use crate::clock::Timestamp;
 use crate::delivery::Seq;
 
 pub use appender::{Appender, AppenderCore, LogHealth, LogProgress, Priority, Receipt};
+pub use order::put_in_order;
 pub use queue::Limits;
 pub use reader::{LogReader, Scan, ScanItem};
 pub use writer::LogWriter;

@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::order::put_in_order;
 use super::segment::{self, Item, Walk};
 use super::{Damage, LogError, OpenReport};
 use crate::clock::Timestamp;
@@ -58,6 +59,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, LogError
     if let Some(parent) = dir.parent() {
         disk.sync_dir(parent)?;
     }
+    put_in_order(disk, dir)?;
     let numbers = segment::numbers(disk, dir)?;
     let highest = numbers.last().copied().unwrap_or(0);
     let log_id = segment::log_id(disk, dir)?;
