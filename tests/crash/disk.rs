@@ -16,6 +16,7 @@ use fuser::{
 };
 
 const SECTOR: usize = 512;
+const PAGE: usize = 4096;
 const DISK: INodeNo = INodeNo(2);
 const DISK_NAME: &str = "disk.img";
 
@@ -96,6 +97,8 @@ struct State {
     off: bool,
     /// Every write and flush fails, as on a medium that is worn out.
     worn: bool,
+    /// A byte whose page can't be read.
+    bad: Option<usize>,
 }
 
 /// What a power cut found.
@@ -116,6 +119,7 @@ impl VolatileDisk {
             unflushed: Vec::new(),
             off: false,
             worn: false,
+            bad: None,
         };
         let state = Arc::new(Mutex::new(state));
         let served = Served(Arc::clone(&state));
@@ -148,6 +152,13 @@ impl VolatileDisk {
 
     pub fn wear_out(&self, worn: bool) {
         self.state.lock().unwrap().worn = worn;
+    }
+
+    /// The page that holds `text` can't be read from now on.
+    pub fn spoil(&self, text: &[u8]) {
+        let mut state = self.state.lock().unwrap();
+        let at = state.current.windows(text.len()).position(|w| w == text);
+        state.bad = Some(at.expect("the text is on the disk"));
     }
 
     pub fn restore_power(&self) {
@@ -228,6 +239,10 @@ impl Filesystem for Served {
         }
         let from = usize::try_from(offset).unwrap().min(state.current.len());
         let to = (from + size as usize).min(state.current.len());
+        let page = |at: usize| at / PAGE * PAGE..(at / PAGE + 1) * PAGE;
+        if state.bad.map(page).is_some_and(|bad| from < bad.end && bad.start < to) {
+            return reply.error(Errno::EIO);
+        }
         reply.data(&state.current[from..to]);
     }
 

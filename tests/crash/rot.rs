@@ -9,11 +9,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::Value;
 
+use super::disk::{Mounted, VolatileDisk, can_mount, make_ext4};
 use crate::support::{Program, Server, binary, event_body, eventually, full_run, rng};
 
 /// Small segments, so that there are several.
 const SMALL: &str = "[retention]\ndisk_max = \"32 MiB\"\n";
 const EVENTS: usize = 400;
+
+fn padded(n: usize) -> String {
+    let body = event_body(&format!("evt_{n}"), "message.read", n as u64);
+    body.replacen('{', &format!("{{\"pad\":\"{}\",", "x".repeat(8_000)), 1)
+}
 
 /// A stopped store of some segments, of which nothing is damaged.
 fn stopped_store() -> Server {
@@ -22,9 +28,7 @@ fn stopped_store() -> Server {
     ));
     let mut client = server.client();
     for n in 0..EVENTS {
-        let body = event_body(&format!("evt_{n}"), "message.read", n as u64);
-        let padded = body.replacen('{', &format!("{{\"pad\":\"{}\",", "x".repeat(8_000)), 1);
-        assert_eq!(client.post_signed(&padded).unwrap().status, 200);
+        assert_eq!(client.post_signed(&padded(n)).unwrap().status, 200);
     }
     server.stop();
     server
@@ -257,6 +261,50 @@ fn zeroed_blocks_cut_vanished_and_swapped_segments_are_found_and_the_rest_is_ser
     }
     stopped.spawn();
     assert_eq!(exported(&stopped).len(), EVENTS, "the original was not touched");
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_costs_little_more_than_what_lies_in_it() {
+    if !can_mount() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("base.img");
+    make_ext4(&image, 64 << 20);
+    let disk = VolatileDisk::new(&image, &folder.path().join("fuse"));
+    let at = folder.path().join("disk");
+    let mut mounted = Some(Mounted::new(&disk.image(), &at));
+    let mut server = Server::stopped_at(&at.join("data"), SMALL);
+    server.spawn();
+    let mut client = server.client();
+    for n in 0..EVENTS {
+        assert_eq!(client.post_signed(&padded(n)).unwrap().status, 200);
+    }
+    server.stop();
+    // The index would know the record without reading it.
+    std::fs::remove_dir_all(server.data().join("index")).unwrap();
+    drop(mounted.take());
+    disk.spoil(b"this is message 20.".as_slice());
+    let _mounted = Mounted::new(&disk.image(), &at);
+    let (code, report) = check(&server.data());
+    assert_eq!(code, 1, "{report}");
+    server.spawn();
+    assert_eq!(
+        server.client().post_signed(&event_body("evt_new", "message.read", 1)).unwrap().status,
+        200
+    );
+    let left = exported(&server);
+    // The kernel reads several pages at once, and gives none of them.
+    assert!((EVENTS - 8..=EVENTS).contains(&left.len()), "{} are left", left.len());
+    assert!(!left.contains("evt_20") && left.contains("evt_new") && left.contains("evt_399"));
+    let status = server.cli(&["status", "--json"]);
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["damage"].as_array().unwrap().len(), 1, "{status}");
+    server.stop();
+    let repair =
+        binary().args(["store", "repair", "--data-dir"]).arg(server.data()).output().unwrap();
+    assert!(repair.status.success(), "{}", String::from_utf8_lossy(&repair.stderr));
+    assert_eq!(check(&server.data()).0, 0);
 }
 
 #[test]

@@ -185,7 +185,7 @@ impl Scan {
                 };
                 let last = self.last.unwrap_or(0);
                 let walk = Walk::new(file, self.segment, self.offset, last, self.log_id)?;
-                self.walk.insert(walk)
+                self.walk.insert(walk.stepping_over())
             }
         };
         walk.next()

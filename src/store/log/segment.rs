@@ -12,6 +12,8 @@ use crate::delivery::Seq;
 use crate::store::disk::{Disk, DiskFile, Open};
 
 const CHUNK_BYTES: usize = 256 * 1024;
+/// What a file system reads at once at least.
+const PAGE_BYTES: usize = 4096;
 
 pub(super) fn path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("{number:08}.seg"))
@@ -78,6 +80,8 @@ pub(super) struct Walk {
     log_id: Option<u32>,
     buffer: Vec<u8>,
     buffer_at: u64,
+    /// What the device can't read is damage, as if zeros lay there.
+    steps_over: bool,
 }
 
 impl Walk {
@@ -90,7 +94,14 @@ impl Walk {
         log_id: Option<u32>,
     ) -> io::Result<Walk> {
         let file_bytes = file.len()?;
-        Ok(Walk { file, number, file_bytes, at: from, last, log_id, buffer: vec![], buffer_at: 0 })
+        let (buffer, buffer_at, steps_over) = (vec![], 0, false);
+        Ok(Walk { file, number, file_bytes, at: from, last, log_id, buffer, buffer_at, steps_over })
+    }
+
+    /// For a reader: an unreadable sector costs the records in it. Never to find the log's end by, since what
+    /// is cut there is gone for good.
+    pub(super) fn stepping_over(self) -> Walk {
+        Walk { steps_over: true, ..self }
     }
 
     /// The end of what has been walked over.
@@ -203,12 +214,44 @@ impl Walk {
             let have = self.buffer.len();
             let left = usize::try_from(self.file_bytes.saturating_sub(offset)).unwrap_or(0);
             self.buffer.resize(need.max(CHUNK_BYTES).min(left).max(have), 0);
-            let got = self.file.read_at(&mut self.buffer[have..], offset + have as u64)?;
+            let at = offset + have as u64;
+            let got = match self.file.read_at(&mut self.buffer[have..], at) {
+                Err(error) if self.steps_over => {
+                    read_pages(&*self.file, &mut self.buffer[have..], at, error)?
+                }
+                got => got?,
+            };
             self.buffer.truncate(have + got);
         }
         let start = usize::try_from(offset - self.buffer_at).unwrap_or(0);
         Ok(self.buffer.get(start..).unwrap_or(&[]))
     }
+}
+
+/// What a failed read of `buf` leaves: pages that can't be read alone either are zeros. Where none can, the
+/// device itself is gone, and that is no damage.
+fn read_pages(file: &dyn DiskFile, buf: &mut [u8], at: u64, error: io::Error) -> io::Result<usize> {
+    let mut done = 0;
+    let mut readable = false;
+    while done < buf.len() {
+        let from = at + done as u64;
+        let to_boundary = PAGE_BYTES - usize::try_from(from % PAGE_BYTES as u64).unwrap_or(0);
+        let end = buf.len().min(done + to_boundary);
+        match file.read_at(&mut buf[done..end], from) {
+            Ok(got) => {
+                readable |= got > 0;
+                done += got;
+                if done < end {
+                    break;
+                }
+            }
+            Err(_) => {
+                buf[done..end].fill(0);
+                done = end;
+            }
+        }
+    }
+    if readable { Ok(done) } else { Err(error) }
 }
 
 pub(super) fn last_nonzero(bytes: &[u8]) -> Option<usize> {
