@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::load::{THREE_HANDLERS, kind_of};
-use crate::support::{Receiver, Server, event_body, eventually};
+use crate::support::{Receiver, Server, event_body, eventually, full_run};
 
 const EVENTS: usize = 300_000;
 /// Reached well before the second half, so that there the amount of stored events is steady too.
@@ -121,4 +121,80 @@ fn memory_and_disk_stay_bounded_over_300_000_events() {
     let log = server.log();
     println!("{}", log.lines().filter(|l| l.contains("compacted")).collect::<Vec<_>>().join("\n"));
     assert!(!log.contains("ERROR"), "{log}");
+}
+
+const PER_SECOND: u64 = 300;
+
+fn descriptors(pid: u32) -> u64 {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64
+}
+
+/// Two hours, or as many minutes as `BLUEHOOK_SOAK_MINUTES` says.
+fn soak_minutes() -> Option<u64> {
+    let asked = std::env::var("BLUEHOOK_SOAK_MINUTES").ok().and_then(|m| m.parse().ok());
+    asked.or(full_run().then_some(120))
+}
+
+/// What is usual at the worst of times, a few outliers aside: the 95th percentile.
+fn usual(samples: impl Iterator<Item = u64>) -> u64 {
+    let mut samples: Vec<u64> = samples.collect();
+    samples.sort_unstable();
+    samples[samples.len() * 19 / 20]
+}
+
+#[test]
+fn memory_descriptors_and_disk_stay_flat_over_two_hours() {
+    let Some(minutes) = soak_minutes() else {
+        println!("LEFT OUT: it takes two hours; tests/run --full");
+        return;
+    };
+    let receiver = Receiver::start_counting();
+    let config = format!(
+        "[retention]\ndelivered = \"1h\"\ndisk_max = \"{DISK_MAX_MIB} MiB\"\n{}",
+        THREE_HANDLERS.replace("{url}", &receiver.url("/crm"))
+    );
+    let server = Server::start(&config);
+    let next = AtomicUsize::new(0);
+    let begun = Instant::now();
+    let end = begun + Duration::from_secs(minutes * 60);
+    // (memory in MiB, descriptors, disk in MiB), once a second
+    let mut samples = Vec::new();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut client = server.client();
+                while Instant::now() < end {
+                    let n = next.fetch_add(1, Ordering::Relaxed) as u64;
+                    // The load is a rate: that is what this waits for.
+                    let due = begun + Duration::from_micros(n * 1_000_000 / PER_SECOND);
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                    let kind = kind_of(usize::try_from(n).unwrap());
+                    let body = event_body(&format!("evt_{n}"), kind, n);
+                    while client.post_signed(&body).unwrap().status != 200 {
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                }
+            });
+        }
+        while Instant::now() < end {
+            std::thread::sleep(Duration::from_secs(1));
+            let disk = folder_bytes(&server.data()) / (1024 * 1024);
+            samples.push((resident_mib(server.pid()), descriptors(server.pid()), disk));
+        }
+    });
+    let half = samples.len() / 2;
+    let (before, after) = samples.split_at(half);
+    let memory = (usual(before.iter().map(|s| s.0)), usual(after.iter().map(|s| s.0)));
+    let open = (usual(before.iter().map(|s| s.1)), usual(after.iter().map(|s| s.1)));
+    let disk = samples.iter().map(|s| s.2).max().unwrap();
+    let course: Vec<_> = samples.iter().step_by(samples.len() / 40).collect();
+    println!("(memory MiB, descriptors, disk MiB): {course:?}");
+    println!(
+        "{} events; memory {memory:?}, descriptors {open:?} in the halves; disk at most {disk} MiB",
+        next.load(Ordering::Relaxed)
+    );
+    assert!(memory.1 <= memory.0 + memory.0 / 8, "memory grows: {memory:?}");
+    assert!(open.1 <= open.0 + 4, "descriptors grow: {open:?}");
+    assert!(disk <= DISK_MAX_MIB * 3 / 2, "{disk} MiB");
+    assert!(!server.log().contains("ERROR"), "{}", server.log());
 }

@@ -391,10 +391,8 @@ impl Server {
         };
         let secret = self.dir.path().join("secret");
         std::fs::write(&secret, SECRET).unwrap();
-        std::os::unix::fs::PermissionsExt::set_mode(
-            &mut std::fs::metadata(&secret).unwrap().permissions(),
-            0o600,
-        );
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&secret, private).unwrap();
         std::fs::write(self.config(), format!("{text}{intake}{source}")).unwrap();
     }
 

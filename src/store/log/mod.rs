@@ -19,6 +19,8 @@ use bytes::Bytes;
 use crate::clock::Timestamp;
 use crate::delivery::Seq;
 
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+
 pub use appender::{Appender, AppenderCore, LogHealth, LogProgress, Priority, Receipt};
 pub use order::put_in_order;
 pub use queue::Limits;
@@ -113,6 +115,11 @@ impl From<io::Error> for LogError {
 impl fmt::Display for LogError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            LogError::Io(error) if error.raw_os_error() == Some(EIO) => write!(
+                f,
+                "log: {error}; the disk fails: take a copy of what can be read, then `bluehook store \
+                 repair` salvages it"
+            ),
             LogError::Io(error) => write!(f, "log: {error}"),
             LogError::NewerFormat { segment, version } => write!(
                 f,
