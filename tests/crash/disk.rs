@@ -109,10 +109,13 @@ pub struct Cut {
 }
 
 impl VolatileDisk {
-    /// Serves `image`'s content at `at`; the file itself isn't changed.
-    pub fn new(image: &Path, at: &Path) -> VolatileDisk {
-        std::fs::create_dir_all(at).unwrap();
-        let durable = std::fs::read(image).unwrap();
+    /// One that holds an empty file system.
+    pub fn with_ext4(folder: &Path, bytes: u64) -> VolatileDisk {
+        let image = folder.join("empty.img");
+        make_ext4(&image, bytes);
+        let durable = std::fs::read(&image).unwrap();
+        let at = folder.join("fuse");
+        std::fs::create_dir_all(&at).unwrap();
         let state = State {
             current: durable.clone(),
             durable,
@@ -123,8 +126,8 @@ impl VolatileDisk {
         };
         let state = Arc::new(Mutex::new(state));
         let served = Served(Arc::clone(&state));
-        let session = fuser::spawn_mount(served, at, &Config::default()).unwrap();
-        VolatileDisk { state, session: Some(session), at: at.to_owned() }
+        let session = fuser::spawn_mount(served, &at, &Config::default()).unwrap();
+        VolatileDisk { state, session: Some(session), at }
     }
 
     pub fn image(&self) -> PathBuf {

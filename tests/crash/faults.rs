@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::disk::{Mounted, VolatileDisk, can_mount, make_ext4};
-use super::power::{Load, stored};
+use super::{Load, stored};
 use crate::support::{Server, event_body, eventually, full_run, rng};
 
 /// After so long at most it takes events again, without a person.
@@ -105,9 +105,7 @@ fn a_device_that_wears_out_and_a_file_system_gone_read_only_acknowledge_nothing(
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let image = folder.path().join("base.img");
-    make_ext4(&image, 64 << 20);
-    let disk = VolatileDisk::new(&image, &folder.path().join("fuse"));
+    let disk = VolatileDisk::with_ext4(folder.path(), 64 << 20);
     let at = folder.path().join("disk");
     let mut mounted = Some(Mounted::new(&disk.image(), &at));
     let mut server = Server::stopped_at(&at.join("data"), "");

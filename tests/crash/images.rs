@@ -14,7 +14,7 @@ use bluehook::store::disk::RealDisk;
 use bluehook::store::{Store, StoreOptions};
 
 use super::model::{FileSystem, Names};
-use super::power::stored;
+use super::stored;
 use super::trace::{self, Call, Moment, Traced};
 use crate::support::{Program, Server, event_body, eventually, full_run, rng};
 

@@ -1,13 +1,14 @@
 //! SIGKILL under load, and an index that is missing or damaged.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Client, Receiver, Server, event_body, eventually, full_run, lines_of, rng};
+use super::{Load, stored};
+use crate::support::{Receiver, Server, event_body, eventually, full_run, lines_of, rng};
 
 const FILE_AND_FAILING: &str = r#"
 [[handler]]
@@ -22,51 +23,27 @@ events = ["message.failed"]
 exec = { command = ["/bin/false"] }
 "#;
 
-fn exported_ids(server: &Server) -> HashMap<String, usize> {
-    let mut ids = HashMap::new();
-    for line in server.cli_ok(&["export"]).lines() {
-        let event: Value = serde_json::from_str(line).unwrap();
-        *ids.entry(event["eventId"].as_str().unwrap().to_owned()).or_insert(0) += 1;
-    }
-    ids
-}
-
 #[test]
 fn sigkill_at_random_moments_loses_nothing_that_was_acknowledged() {
     let kills = if full_run() { 500 } else { 50 };
     let mut rng = rng("sigkill");
     let mut server = Server::start(FILE_AND_FAILING);
-    let acknowledged = Mutex::new(Vec::new());
+    let acknowledged = Mutex::new(BTreeSet::new());
     let next = AtomicU64::new(0);
     let mut slowest = Duration::ZERO;
 
     for _ in 0..kills {
-        let (addr, stop) = (server.addr, AtomicBool::new(false));
+        let addr = server.addr;
+        let load = Load { next: &next, acknowledged: &acknowledged, stop: AtomicBool::new(false) };
         let moment = Duration::from_millis(rng.u64(5..150));
         std::thread::scope(|scope| {
             for _ in 0..8 {
-                scope.spawn(|| {
-                    let mut client = Client::new(addr);
-                    while !stop.load(Ordering::Relaxed) {
-                        let n = next.fetch_add(1, Ordering::Relaxed);
-                        let id = format!("evt_{n}");
-                        let kind =
-                            if n.is_multiple_of(100) { "message.failed" } else { "message.sent" };
-                        match client.post_signed(&event_body(&id, kind, n)) {
-                            Ok(answer) if answer.status == 200 => {
-                                acknowledged.lock().unwrap().push(id);
-                            }
-                            // No answer or a refusal: the sender would try again; nothing is promised.
-                            Ok(_) => {}
-                            Err(_) => return,
-                        }
-                    }
-                });
+                scope.spawn(|| load.send(addr));
             }
             // The random instant is the point of this test, not a wait for something to happen.
             std::thread::sleep(moment);
             server.kill();
-            stop.store(true, Ordering::Relaxed);
+            load.stop.store(true, Ordering::Relaxed);
         });
         slowest = slowest.max(server.spawn());
     }
@@ -84,13 +61,13 @@ fn sigkill_at_random_moments_loses_nothing_that_was_acknowledged() {
             (now < left).then_some(now)
         });
     }
-    let stored = exported_ids(&server);
+    let stored = stored(&server);
     let missing: Vec<_> = acknowledged.iter().filter(|id| !stored.contains_key(*id)).collect();
     assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
     assert!(stored.values().all(|&n| n == 1), "an event is stored twice");
 }
 
-fn not_in(ids: &[String], file: &std::path::Path) -> usize {
+fn not_in(ids: &BTreeSet<String>, file: &std::path::Path) -> usize {
     let handled: std::collections::HashSet<String> = lines_of(file)
         .iter()
         .filter_map(|l| serde_json::from_str::<Value>(l).ok())

@@ -1,14 +1,13 @@
 //! Power cuts: ext4 on a disk with a volatile write cache, the server under load, and the plug pulled.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
-
-use super::disk::{Mounted, VolatileDisk, can_mount, make_ext4};
-use crate::support::{Client, Program, Server, event_body, full_run, rng};
+use super::disk::{Mounted, VolatileDisk, can_mount};
+use super::{Load, stored};
+use crate::support::{Program, Server, full_run, rng};
 
 const DISK_BYTES: u64 = 96 * 1024 * 1024;
 /// So often in a row on one disk, each time with what the cuts before have left.
@@ -23,42 +22,6 @@ name = "failing"
 events = ["message.failed"]
 exec = { command = ["/bin/false"] }
 "#;
-
-/// Events and how often each is stored.
-pub fn stored(server: &Server) -> BTreeMap<String, usize> {
-    let mut ids = BTreeMap::new();
-    for line in server.cli_ok(&["export"]).lines() {
-        let event: Value = serde_json::from_str(line).unwrap();
-        *ids.entry(event["eventId"].as_str().unwrap().to_owned()).or_insert(0) += 1;
-    }
-    ids
-}
-
-/// Sends from several connections until `stop`; notes what was acknowledged.
-pub struct Load<'a> {
-    pub next: &'a AtomicU64,
-    pub acknowledged: &'a Mutex<BTreeSet<String>>,
-    pub stop: AtomicBool,
-}
-
-impl Load<'_> {
-    pub fn send(&self, server: std::net::SocketAddr) {
-        let mut client = Client::new(server);
-        while !self.stop.load(Ordering::Relaxed) {
-            let n = self.next.fetch_add(1, Ordering::Relaxed);
-            let id = format!("evt_{n}");
-            let kind = if n.is_multiple_of(50) { "message.failed" } else { "message.sent" };
-            match client.post_signed(&event_body(&id, kind, n)) {
-                Ok(answer) if answer.status == 200 => {
-                    self.acknowledged.lock().unwrap().insert(id);
-                }
-                // A refusal promises nothing.
-                Ok(_) => {}
-                Err(_) => return,
-            }
-        }
-    }
-}
 
 /// What of a number of cuts is to be told.
 #[derive(Default, Debug)]
@@ -76,9 +39,7 @@ pub fn pull_the_plug(program: &Program, keep: f64, cuts: usize, rng: &mut fastra
     let mut told = Told::default();
     while told.cuts < cuts {
         let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("base.img");
-        make_ext4(&image, DISK_BYTES);
-        let disk = VolatileDisk::new(&image, &folder.path().join("fuse"));
+        let disk = VolatileDisk::with_ext4(folder.path(), DISK_BYTES);
         let at = folder.path().join("disk");
         let mut mounted = Some(Mounted::new(&disk.image(), &at));
         let mut server = Server::stopped_at(&at.join("data"), CONFIG);

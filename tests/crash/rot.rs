@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-use super::disk::{Mounted, VolatileDisk, can_mount, make_ext4};
+use super::disk::{Mounted, VolatileDisk, can_mount};
 use crate::support::{Program, Server, binary, event_body, eventually, full_run, rng};
 
 /// Small segments, so that there are several.
@@ -269,9 +269,7 @@ fn a_sector_that_cannot_be_read_costs_little_more_than_what_lies_in_it() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let image = folder.path().join("base.img");
-    make_ext4(&image, 64 << 20);
-    let disk = VolatileDisk::new(&image, &folder.path().join("fuse"));
+    let disk = VolatileDisk::with_ext4(folder.path(), 64 << 20);
     let at = folder.path().join("disk");
     let mut mounted = Some(Mounted::new(&disk.image(), &at));
     let mut server = Server::stopped_at(&at.join("data"), SMALL);
