@@ -63,7 +63,7 @@ fn walk_to(
     mut visit: impl FnMut(ScanItem) -> ControlFlow<()>,
 ) -> Result<(), LogError> {
     let Some(from) = reader.first_position()? else { return Ok(()) };
-    let mut scan = reader.scan(from, upto);
+    let mut scan = reader.scan(from, upto).stepping_over(true);
     while let Some(item) = scan.next()? {
         let is_the_tail = matches!(&item, ScanItem::Damage(d) if d.last == TO_THE_END);
         if !is_the_tail && visit(item).is_break() {

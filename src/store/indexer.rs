@@ -35,6 +35,8 @@ const COMPACT_AGAIN: Duration = Duration::from_secs(600);
 const LET_GO_WITHIN: Duration = Duration::from_secs(2);
 const LET_GO_CHECK: Duration = Duration::from_millis(1);
 const RETRY_WAIT: Duration = Duration::from_secs(1);
+/// After so many failures in a row what can't be read is damage.
+const READ_TRIES: u32 = 10;
 /// How long a stop may wait for the index; the rest is done at the next start.
 const STOP_STEPS_MAX: usize = 100;
 
@@ -65,13 +67,27 @@ pub struct IndexerCore {
     reader: LogReader,
     boot_id: BootId,
     damage: Vec<Damage>,
+    /// How often in a row the log couldn't be read.
+    failed_reads: u32,
 }
 
 impl IndexerCore {
     #[must_use]
     pub fn new(index: &OpenIndex, reader: LogReader, boot_id: BootId) -> IndexerCore {
         let applier = Applier::new(index.kv.clone(), index.position);
-        IndexerCore { applier, kv: index.kv.clone(), reader, boot_id, damage: Vec::new() }
+        IndexerCore {
+            applier,
+            kv: index.kv.clone(),
+            reader,
+            boot_id,
+            damage: Vec::new(),
+            failed_reads: 0,
+        }
+    }
+
+    /// What can't be read is damage at once: for a reader who can't wait.
+    pub fn step_over(&mut self) {
+        self.failed_reads = READ_TRIES;
     }
 
     #[must_use]
@@ -90,8 +106,13 @@ impl IndexerCore {
         }
         let offset = u32::try_from(from.offset).unwrap_or(u32::MAX);
         let mut scan = self.reader.scan((from.segment, offset), upto).after(from.applied);
+        scan = scan.stepping_over(self.failed_reads >= READ_TRIES);
         for _ in 0..records {
-            match scan.next().map_err(Fault::Log)? {
+            let item = scan.next().map_err(|error| {
+                self.failed_reads = self.failed_reads.saturating_add(1);
+                Fault::Log(error)
+            })?;
+            match item {
                 Some(ScanItem::Damage(damage)) => self.lost(damage),
                 Some(ScanItem::Frame(frame)) => match record::decode(frame.kind, &frame.payload) {
                     Ok(record) => {
@@ -113,6 +134,9 @@ impl IndexerCore {
             }
         }
         self.applier.commit()?;
+        if self.applier.applied() >= upto {
+            self.failed_reads = 0;
+        }
         Ok(())
     }
 

@@ -193,8 +193,8 @@ struct Inner {
     full: AtomicBool,
     /// Whose cursors hold events back; `None`: those of every handler ever met.
     active: Mutex<Option<Vec<HandlerName>>>,
-    /// The last segment that was dropped. Held while one is being dropped.
-    dropped: tokio::sync::Mutex<u32>,
+    /// Held while a segment is being dropped.
+    dropping: tokio::sync::Mutex<retention::Dropping>,
     auditing: Mutex<()>,
     /// Held for writing while a segment is being dropped, for reading while people change what is settled.
     changing: tokio::sync::RwLock<()>,

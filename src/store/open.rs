@@ -128,7 +128,7 @@ impl Store {
                 index,
                 full: AtomicBool::new(false),
                 active: Mutex::new(None),
-                dropped: tokio::sync::Mutex::new(0),
+                dropping: tokio::sync::Mutex::default(),
                 auditing: Mutex::default(),
                 changing: tokio::sync::RwLock::default(),
                 stop,
@@ -169,6 +169,7 @@ impl Store {
         let before = files::read_timeline(&*disk, data_dir)?;
         let timeline = Timeline::resume(before, Timestamp::ZERO, clock.now());
         let mut core = IndexerCore::new(&index, reader.clone(), timeline.boot_id);
+        core.step_over();
         let last = super::check::last_record(&reader).map_err(|e| other(e.to_string()))?;
         while core.applied() < last {
             core.advance(last, READ_STEP).map_err(|e| other(e.to_string()))?;
@@ -197,7 +198,7 @@ impl Store {
                 index: Arc::new(shared),
                 full: AtomicBool::new(false),
                 active: Mutex::new(None),
-                dropped: tokio::sync::Mutex::new(0),
+                dropping: tokio::sync::Mutex::default(),
                 auditing: Mutex::default(),
                 changing: tokio::sync::RwLock::default(),
                 stop: watch::Sender::new(false),

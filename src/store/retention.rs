@@ -20,6 +20,8 @@ use crate::event::{self, DedupKey};
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// A walk along the log that wins less is not repeated.
 const WON_MIN: u64 = 1024 * 1024;
+/// After so many failures in a row, five seconds apart, what can't be read is damage.
+const READ_TRIES: u32 = 60;
 /// Keys in one record.
 const KEYS_MAX: usize = 1_000;
 /// What one of them takes there, at most.
@@ -110,6 +112,14 @@ fn oldest_left(store: &Store) -> u32 {
     segments.first().map_or(u32::MAX, |s| s.number)
 }
 
+#[derive(Default)]
+pub(super) struct Dropping {
+    /// The last segment that was dropped.
+    last: u32,
+    /// How often in a row the next one could not be read.
+    unreadable: u32,
+}
+
 /// A duplicate key with the hash of its body and the event's number.
 type KeptKey = (DedupKey, [u8; 8], Seq);
 
@@ -128,8 +138,10 @@ struct Plan {
     conflicts: Vec<(Seq, RepeatRecord)>,
     /// There is a settled event that is not old enough to go without need.
     young: bool,
-    /// Something in it cannot be read: the file is kept aside.
+    /// Something in it is damaged: the file is kept aside.
     damaged: bool,
+    /// The disk failed to read it: perhaps only just now.
+    unreadable: bool,
 }
 
 impl Plan {
@@ -183,11 +195,11 @@ impl Plan {
 /// Drops the oldest segment if that is due; tells how much was won, in bytes.
 pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     let Some(appender) = &store.inner.appender else { return Ok(None) };
-    let mut last_dropped = store.inner.dropped.lock().await;
+    let mut dropping = store.inner.dropping.lock().await;
     let retention = &store.inner.options.retention;
     let mut segments = appender.segments();
     // The appender's list may lag behind its answer by a moment.
-    segments.retain(|s| s.number > *last_dropped);
+    segments.retain(|s| s.number > dropping.last);
     let log_bytes: u64 = segments.iter().map(|s| s.bytes).sum();
     // The index gets what it needs, with the holes that it is let have, and at least a quarter.
     let quarter = retention.disk_max / 4;
@@ -206,14 +218,20 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
         // Nothing in it can be read; it is kept aside.
         appender.mark_damaged(oldest.number);
         remove(store, appender, oldest.number).await?;
-        *last_dropped = oldest.number;
+        *dropping = Dropping { last: oldest.number, unreadable: 0 };
         return Ok(Some(oldest.bytes));
     };
     let progress = *store.inner.index.progress().borrow();
     if !progress.caught_up || progress.applied < last {
         return Ok(None);
     }
-    let Some(plan) = store.read(|view| look(store, view, oldest, last)) else { return Ok(None) };
+    let insists = dropping.unreadable >= READ_TRIES;
+    let looked = store.read(|view| look(store, view, oldest, last, insists));
+    let Some(plan) = looked else { return Ok(None) };
+    if plan.unreadable {
+        dropping.unreadable = dropping.unreadable.saturating_add(1);
+        return Ok(None);
+    }
     if !pressed && (plan.young || plan.kept_bytes > oldest.bytes / 2) {
         return Ok(None);
     }
@@ -251,7 +269,7 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     if !defect::has(Defect::EarlyDrop) {
         remove(store, appender, oldest.number).await?;
     }
-    *last_dropped = oldest.number;
+    *dropping = Dropping { last: oldest.number, unreadable: 0 };
     tracing::info!(segment = oldest.number, events, kept = plan.kept.len(), "dropped a segment");
     let carried = plan.kept_bytes + KEY_BYTES * events;
     Ok(Some(oldest.bytes.saturating_sub(carried)))
@@ -263,11 +281,18 @@ async fn remove(store: &Store, appender: &Appender, segment: u32) -> Result<(), 
     removed.map_err(|e| format!("segment {segment} cannot be removed: {e:?}"))
 }
 
-fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Result<Plan, KvError> {
+/// `insists`: what still can't be read is damage.
+fn look(
+    store: &Store,
+    view: &View<'_>,
+    oldest: SegmentInfo,
+    last: Seq,
+    insists: bool,
+) -> Result<Plan, KvError> {
     let retention = &store.inner.options.retention;
     let needs = Needs::of(store, view)?;
     let mut plan = Plan::default();
-    let mut scan = view.reader.scan((oldest.number, 0), last);
+    let mut scan = view.reader.scan((oldest.number, 0), last).stepping_over(insists);
     loop {
         let frame = match scan.next() {
             Ok(Some(ScanItem::Frame(frame))) => frame,
@@ -278,8 +303,7 @@ fn look(store: &Store, view: &View<'_>, oldest: SegmentInfo, last: Seq) -> Resul
             Ok(None) => return Ok(plan),
             Err(e) => {
                 tracing::warn!(error = %e, "retention cannot read the log");
-                plan.young = true;
-                plan.kept_bytes = u64::MAX;
+                plan.unreadable = true;
                 return Ok(plan);
             }
         };

@@ -445,7 +445,7 @@ impl Server {
             .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let lines = Arc::clone(&self.lines);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 lines.lock().unwrap().push(line);
             }
@@ -460,6 +460,10 @@ impl Server {
                 rest.split('/').next()?.parse().ok().map(Ok)
             })
         });
+        if address.is_err() {
+            // Its last words come after its end.
+            reader.join().unwrap();
+        }
         self.addr = address?;
         Ok(())
     }

@@ -92,6 +92,7 @@ impl LogReader {
             holes: vec![],
             ready: VecDeque::new(),
             done: false,
+            steps_over: false,
         }
     }
 
@@ -132,9 +133,17 @@ pub struct Scan {
     holes: Vec<(u32, u64, u64)>,
     ready: VecDeque<ScanItem>,
     done: bool,
+    steps_over: bool,
 }
 
 impl Scan {
+    /// What the device can't read is damage, not an error. For those who change nothing by it, or have tried
+    /// often enough: a device may well read later what it can't just now.
+    #[must_use]
+    pub fn stepping_over(self, steps_over: bool) -> Scan {
+        Scan { steps_over, ..self }
+    }
+
     /// The records up to `last` are known: if the next one seen is not the one after it, that is damage.
     #[must_use]
     pub fn after(mut self, last: Seq) -> Scan {
@@ -185,7 +194,7 @@ impl Scan {
                 };
                 let last = self.last.unwrap_or(0);
                 let walk = Walk::new(file, self.segment, self.offset, last, self.log_id)?;
-                self.walk.insert(walk.stepping_over())
+                self.walk.insert(if self.steps_over { walk.stepping_over() } else { walk })
             }
         };
         walk.next()

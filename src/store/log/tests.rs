@@ -116,6 +116,35 @@ fn records_read_back_by_place_and_in_order_over_many_segments() {
     assert_eq!(frames(&scan_all(&disk, 7)).len(), 7, "a scan ends where it is told to");
 }
 
+/// Found by reading the code: what a device couldn't read for a moment was taken for damage.
+#[test]
+fn what_cannot_be_read_for_a_moment_is_no_damage() {
+    let (_, inner) = mem();
+    append_synced(&mut open(&inner).0, &[&[1; 300][..]; 40]);
+    let faults = FaultDisk::new(inner);
+    let disk: Arc<dyn Disk> = Arc::new(faults.clone());
+    for steps_over in [false, true] {
+        for nth in 1..30 {
+            let reader = LogReader::new(disk.clone(), dir());
+            let mut scan = reader.scan((1, 0), 40).stepping_over(steps_over);
+            let (error, sticky) = (io::ErrorKind::Other, true);
+            let nth = faults.count(Some(Call::Read)) + nth;
+            faults.fail(Fault { call: Some(Call::Read), nth, error, sticky });
+            let mut read = Vec::new();
+            loop {
+                match scan.next() {
+                    Ok(Some(item)) => read.push(item),
+                    Ok(None) => break,
+                    Err(_) => faults.heal(),
+                }
+            }
+            faults.heal();
+            // Not even one that steps over: the device gives nothing at all.
+            assert_eq!((frames(&read).len(), read.len()), (40, 40), "{steps_over} {nth}");
+        }
+    }
+}
+
 #[test]
 fn the_real_disk_keeps_what_the_memory_disk_keeps() {
     let folder = tempfile::tempdir().unwrap();
