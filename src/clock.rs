@@ -92,38 +92,53 @@ pub struct Timeline {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeptTimeline {
     pub timeline: Timeline,
-    /// How far the wall clock was seen ahead of schedule time.
+    /// How far the wall clock was seen ahead of schedule time; never less than nothing.
     pub wall_ahead_ms: i64,
 }
 
-impl Timeline {
+/// Before this project was: what a wall clock shows then is wrong. 2026-01-01.
+const EARLIEST: Timestamp = Timestamp(1_767_225_600_000);
+
+impl KeptTimeline {
     /// Goes on from what was kept; `high_water` is the latest schedule time in the log.
     ///
     /// Within one boot nothing changes. After a reboot schedule time goes on from whichever is later,
     /// the wall clock, less what it was ahead, or the high-water mark: a machine without a battery clock
     /// that starts in 1970 then waits out what was left of each delay, never less. And one that began in
-    /// 1970 and was set right later hasn't seen half a century pass, after which all would be outdated.
+    /// 1970 and was set right later, in that boot or by the next one, hasn't seen half a century pass,
+    /// after which all would be outdated.
     #[must_use]
-    pub fn resume(last: Option<KeptTimeline>, high_water: Timestamp, now: Moment) -> Timeline {
-        match last {
-            Some(t) if t.timeline.boot_id == now.boot_id => t.timeline,
-            _ => {
-                let ahead = last.map_or(0, |t| t.wall_ahead_ms);
-                let start = Timestamp(now.wall.0.saturating_sub(ahead)).max(high_water);
-                Timeline { boot_id: now.boot_id, offset_ms: start.0.saturating_sub(now.boot_ms) }
-            }
+    pub fn resume(last: Option<KeptTimeline>, high_water: Timestamp, now: Moment) -> KeptTimeline {
+        if let Some(last) = last.filter(|l| l.timeline.boot_id == now.boot_id) {
+            return last;
         }
+        let ahead = last.map_or(0, |l| l.wall_ahead_ms.max(0));
+        let by_wall = Timestamp(now.wall.0.saturating_sub(ahead));
+        let was_wrong = high_water > Timestamp::ZERO && high_water < EARLIEST;
+        let start =
+            if was_wrong && by_wall >= EARLIEST { high_water } else { by_wall.max(high_water) };
+        let offset_ms = start.0.saturating_sub(now.boot_ms);
+        let timeline = Timeline { boot_id: now.boot_id, offset_ms };
+        KeptTimeline { timeline, wall_ahead_ms: ahead }.noting(now)
     }
 
+    /// With how the wall clock goes now. Less than was kept before this boot it can't become: a clock that
+    /// begins in 1970 again, or is set back for a while, doesn't unsay it.
+    #[must_use]
+    pub fn noting(self, now: Moment) -> KeptTimeline {
+        let wall_ahead_ms = self.wall_ahead_ms.max(self.timeline.wall_ahead_ms(now));
+        KeptTimeline { wall_ahead_ms, ..self }
+    }
+}
+
+impl Timeline {
     #[must_use]
     pub fn at(&self, now: Moment) -> Timestamp {
         Timestamp(now.boot_ms.saturating_add(self.offset_ms))
     }
 
-    #[must_use]
-    pub fn kept(self, now: Moment) -> KeptTimeline {
-        let wall_ahead_ms = now.wall.0.saturating_sub(self.at(now).0);
-        KeptTimeline { timeline: self, wall_ahead_ms }
+    fn wall_ahead_ms(&self, now: Moment) -> i64 {
+        now.wall.0.saturating_sub(self.at(now).0)
     }
 
     /// What a clock on the wall will show at schedule time `due`, as it goes now.
@@ -140,7 +155,7 @@ impl Timeline {
 
     /// In whole seconds: what is shown doesn't tremble as the clocks are read one after the other.
     fn ahead_ms(self, now: Moment) -> i64 {
-        self.kept(now).wall_ahead_ms.saturating_add(500).div_euclid(1_000) * 1_000
+        self.wall_ahead_ms(now).saturating_add(500).div_euclid(1_000) * 1_000
     }
 
     /// The boot-clock reading at which schedule time `due` is reached.
@@ -302,26 +317,32 @@ mod tests {
         );
     }
 
+    /// 2026-09-21.
+    const TODAY: i64 = 1_790_000_000_000;
+    const YEAR: i64 = 365 * 86_400_000;
+
+    fn start(clock: &TestClock) -> KeptTimeline {
+        KeptTimeline::resume(None, Timestamp::ZERO, clock.now())
+    }
+
     #[test]
     fn a_wall_jump_within_one_boot_changes_no_schedule_time() {
         let clock = TestClock::new(Timestamp(1_000_000));
-        let line = Timeline::resume(None, Timestamp::ZERO, clock.now());
-        let before = line.at(clock.now());
-        let kept = line.kept(clock.now());
+        let kept = start(&clock);
+        let before = kept.timeline.at(clock.now());
         clock.set_wall(Timestamp(9_000_000_000));
-        let again = Timeline::resume(Some(kept), before, clock.now());
-        assert_eq!(again.at(clock.now()), before);
+        let again = KeptTimeline::resume(Some(kept), before, clock.now());
+        assert_eq!(again.timeline.at(clock.now()), before);
     }
 
     #[test]
     fn a_reboot_into_1970_goes_on_from_the_high_water_mark() {
-        let clock = TestClock::new(Timestamp(1_790_000_000_000));
-        let line = Timeline::resume(None, Timestamp::ZERO, clock.now());
+        let clock = TestClock::new(Timestamp(TODAY));
+        let kept = start(&clock);
         clock.advance(Duration::from_secs(5));
-        let high = line.at(clock.now());
-        let kept = line.kept(clock.now());
+        let high = kept.timeline.at(clock.now());
         clock.reboot(Timestamp(0));
-        let next = Timeline::resume(Some(kept), high, clock.now());
+        let next = KeptTimeline::resume(Some(kept.noting(clock.now())), high, clock.now()).timeline;
         assert_eq!(next.at(clock.now()), high);
         clock.advance(Duration::from_secs(1));
         assert_eq!(next.at(clock.now()), high.plus(Duration::from_secs(1)));
@@ -331,24 +352,74 @@ mod tests {
     #[test]
     fn a_clock_set_right_during_one_boot_makes_nothing_older_in_the_next() {
         let clock = TestClock::new(Timestamp(0));
-        let line = Timeline::resume(None, Timestamp::ZERO, clock.now());
-        clock.set_wall(Timestamp(1_790_000_000_000));
-        let (high, kept) = (line.at(clock.now()), line.kept(clock.now()));
+        let first = start(&clock);
+        let line = first.timeline;
+        clock.set_wall(Timestamp(TODAY));
+        let (high, kept) = (line.at(clock.now()), first.noting(clock.now()));
         let due = high.plus(Duration::from_secs(30));
-        assert_eq!(line.wall_of(due, clock.now()), Timestamp(1_790_000_030_000));
-        assert_eq!(line.of_wall(Timestamp(1_790_000_030_000), clock.now()), due);
-        clock.reboot(Timestamp(1_790_000_600_000));
-        let next = Timeline::resume(Some(kept), high, clock.now());
-        assert_eq!(next.at(clock.now()), high.plus(Duration::from_secs(600)));
+        assert_eq!(line.wall_of(due, clock.now()), Timestamp(TODAY + 30_000));
+        assert_eq!(line.of_wall(Timestamp(TODAY + 30_000), clock.now()), due);
+        clock.reboot(Timestamp(TODAY + 600_000));
+        let next = KeptTimeline::resume(Some(kept), high, clock.now());
+        assert_eq!(next.timeline.at(clock.now()), high.plus(Duration::from_secs(600)));
+    }
+
+    /// Found by reading the code: a boot that began in 1970 again wrote over what the first had seen.
+    #[test]
+    fn boots_that_begin_in_1970_and_end_before_ntp_make_nothing_older() {
+        let clock = TestClock::new(Timestamp(0));
+        let mut kept = start(&clock);
+        let mut high = kept.timeline.at(clock.now());
+        for (set_right, began) in
+            [(false, 0), (true, 0), (false, 0), (false, TODAY), (false, TODAY)]
+        {
+            if set_right {
+                clock.set_wall(Timestamp(TODAY));
+            }
+            clock.advance(Duration::from_secs(5));
+            high = high.max(kept.timeline.at(clock.now()));
+            kept = kept.noting(clock.now());
+            clock.reboot(Timestamp(began));
+            kept = KeptTimeline::resume(Some(kept), high, clock.now());
+            let passed = kept.timeline.at(clock.now()).since(high);
+            assert!(passed < Duration::from_secs(60), "{passed:?} passed");
+        }
+    }
+
+    #[test]
+    fn a_first_day_in_1970_that_ends_before_ntp_makes_nothing_older_in_the_next_boot() {
+        let clock = TestClock::new(Timestamp(0));
+        let kept = start(&clock);
+        clock.advance(Duration::from_secs(5));
+        let high = kept.timeline.at(clock.now());
+        clock.reboot(Timestamp(TODAY));
+        let next = KeptTimeline::resume(Some(kept), high, clock.now());
+        assert_eq!(next.timeline.at(clock.now()), high);
+        assert_eq!(next.timeline.wall_of(high, clock.now()), Timestamp(TODAY));
+        // And so on from there.
+        clock.reboot(Timestamp(TODAY + 600_000));
+        let third = KeptTimeline::resume(Some(next), high, clock.now());
+        assert_eq!(third.timeline.at(clock.now()), high.plus(Duration::from_secs(600)));
+    }
+
+    /// Found by reading the code: the reboot after it made everything a year older.
+    #[test]
+    fn a_clock_that_was_set_back_for_a_while_makes_nothing_older_after_a_reboot() {
+        let clock = TestClock::new(Timestamp(TODAY));
+        let first = start(&clock);
+        clock.set_wall(Timestamp(TODAY - YEAR));
+        let (high, kept) = (first.timeline.at(clock.now()), first.noting(clock.now()));
+        clock.reboot(Timestamp(TODAY + 600_000));
+        let next = KeptTimeline::resume(Some(kept), high, clock.now());
+        assert_eq!(next.timeline.at(clock.now()), Timestamp(TODAY + 600_000));
     }
 
     #[test]
     fn a_reboot_with_a_good_clock_counts_the_time_that_was_off() {
-        let clock = TestClock::new(Timestamp(1_790_000_000_000));
-        let line = Timeline::resume(None, Timestamp::ZERO, clock.now());
-        let kept = line.kept(clock.now());
-        clock.reboot(Timestamp(1_790_000_600_000));
-        let next = Timeline::resume(Some(kept), Timestamp(1_790_000_000_000), clock.now());
-        assert_eq!(next.at(clock.now()), Timestamp(1_790_000_600_000));
+        let clock = TestClock::new(Timestamp(TODAY));
+        let kept = start(&clock);
+        clock.reboot(Timestamp(TODAY + 600_000));
+        let next = KeptTimeline::resume(Some(kept), Timestamp(TODAY), clock.now());
+        assert_eq!(next.timeline.at(clock.now()), Timestamp(TODAY + 600_000));
     }
 }

@@ -184,6 +184,7 @@ struct Inner {
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
     timeline: Timeline,
+    clock_watch: open::ClockWatch,
     /// `None`: opened for reading only.
     appender: Option<Appender>,
     reader: LogReader,

@@ -27,6 +27,19 @@ const READ_STEP: usize = 10_000;
 /// A clock that was set, not one that drifts.
 const CLOCK_STEP_MS: u64 = 60_000;
 
+/// What is known of the wall clock.
+pub(super) struct ClockWatch {
+    /// At the start of this process.
+    begun: KeptTimeline,
+    written: Mutex<KeptTimeline>,
+}
+
+impl ClockWatch {
+    fn new(begun: KeptTimeline) -> ClockWatch {
+        ClockWatch { begun, written: Mutex::new(begun) }
+    }
+}
+
 impl Store {
     /// Opens the log (cutting a torn tail), starts the appender and the index threads. Returns as soon
     /// as the log accepts; the index follows in the background.
@@ -79,15 +92,11 @@ impl Store {
                 .map_err(|e| other(&e))?;
 
         let before = files::read_timeline(&*disk, &dir)?;
-        let timeline = Timeline::resume(before, report.high_water, clock.now());
-        let kept = match before {
-            Some(before) if before.timeline == timeline => before,
-            _ => {
-                let kept = timeline.kept(clock.now());
-                files::write_timeline(&*disk, &dir, kept)?;
-                kept
-            }
-        };
+        let kept = KeptTimeline::resume(before, report.high_water, clock.now());
+        if before != Some(kept) {
+            files::write_timeline(&*disk, &dir, kept)?;
+        }
+        let timeline = kept.timeline;
         let core = AppenderCore::new(writer);
         let appender = Appender::spawn(core, clock.clone(), timeline, Limits::default())
             .map_err(|e| other(&e))?;
@@ -122,6 +131,7 @@ impl Store {
                 disk,
                 clock,
                 timeline,
+                clock_watch: ClockWatch::new(kept),
                 appender: Some(appender),
                 reader,
                 dedup,
@@ -136,7 +146,7 @@ impl Store {
                 _lock: lock,
             }),
         };
-        let keeper = retention::spawn(&store, kept).map_err(|e| other(&e))?;
+        let keeper = retention::spawn(&store).map_err(|e| other(&e))?;
         store.threads().push(keeper);
         let auditor = audit::spawn(&store).map_err(|e| other(&e))?;
         store.threads().push(auditor);
@@ -167,8 +177,8 @@ impl Store {
         let kv = Arc::new(MemoryKv::new());
         let index = OpenIndex { kv: kv.clone(), position, doubt: None };
         let before = files::read_timeline(&*disk, data_dir)?;
-        let timeline = Timeline::resume(before, Timestamp::ZERO, clock.now());
-        let mut core = IndexerCore::new(&index, reader.clone(), timeline.boot_id);
+        let kept = KeptTimeline::resume(before, Timestamp::ZERO, clock.now());
+        let mut core = IndexerCore::new(&index, reader.clone(), kept.timeline.boot_id);
         core.step_over();
         let last = super::check::last_record(&reader).map_err(|e| other(e.to_string()))?;
         while core.applied() < last {
@@ -191,7 +201,8 @@ impl Store {
                 },
                 disk,
                 clock,
-                timeline,
+                timeline: kept.timeline,
+                clock_watch: ClockWatch::new(kept),
                 appender: None,
                 reader,
                 dedup: Arc::new(Dedup::default()),
@@ -215,6 +226,7 @@ impl Store {
     /// Syncs, marks the stop as clean, ends the threads. Appends answer `Closed` from then on.
     pub async fn close(&self) {
         let Some(appender) = &self.inner.appender else { return };
+        self.keep_timeline();
         // Twice: a record says what was durable before it. With one alone, a bit that rots near the end
         // would pass for a torn tail, and all behind it be cut.
         for _ in 0..2 {
@@ -249,13 +261,15 @@ impl Store {
     }
 
     /// Keeps how the wall clock goes for the next start, if it was set meanwhile.
-    pub(super) fn keep_timeline(&self, kept: &mut KeptTimeline) {
-        let now = self.inner.timeline.kept(self.inner.clock.now());
-        if now.wall_ahead_ms.abs_diff(kept.wall_ahead_ms) < CLOCK_STEP_MS {
+    pub(super) fn keep_timeline(&self) {
+        let ClockWatch { begun, written } = &self.inner.clock_watch;
+        let now = begun.noting(self.inner.clock.now());
+        let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.wall_ahead_ms.abs_diff(written.wall_ahead_ms) < CLOCK_STEP_MS {
             return;
         }
         match files::write_timeline(&*self.inner.disk, &self.inner.options.data_dir, now) {
-            Ok(()) => *kept = now,
+            Ok(()) => *written = now,
             Err(error) => tracing::debug!(?error, "could not note that the clock was set"),
         }
     }

@@ -12,7 +12,7 @@ use super::index::query::View;
 use super::log::{Appender, Frame, ScanItem, SegmentInfo};
 use super::record::{self, EventRecord, Record, RepeatRecord};
 use super::{Inner, Store};
-use crate::clock::{KeptTimeline, Timestamp};
+use crate::clock::Timestamp;
 use crate::defect::{self, Defect};
 use crate::delivery::{HandlerName, Seq, State};
 use crate::event::{self, DedupKey};
@@ -28,29 +28,35 @@ const KEYS_MAX: usize = 1_000;
 const KEY_BYTES: u64 = 48;
 
 /// Starts the thread, which also keeps an eye on the wall clock. It ends when the store is closed or dropped.
-pub fn spawn(store: &Store, mut kept: KeptTimeline) -> io::Result<std::thread::JoinHandle<()>> {
+pub fn spawn(store: &Store) -> io::Result<std::thread::JoinHandle<()>> {
     let inner = Arc::downgrade(&store.inner);
     let mut stop = store.inner.stop.subscribe();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("retention".to_owned()).spawn(move || {
         runtime.block_on(async {
-            let mut stuck = None;
-            while !*stop.borrow() {
-                tokio::select! {
-                    changed = stop.changed() => if changed.is_err() { return },
-                    () = tokio::time::sleep(CHECK_EVERY) => {
-                        if let Some(inner) = inner.upgrade() {
-                            Store { inner }.keep_timeline(&mut kept);
-                        }
-                        tokio::select! {
-                            () = make_room(&inner, &mut stuck) => {}
-                            _ = stop.wait_for(|stop| *stop) => return,
-                        }
-                    }
-                }
+            tokio::select! {
+                () = watch_clock(&inner) => {}
+                () = keep_room(&inner) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
             }
         });
     })
+}
+
+async fn watch_clock(inner: &Weak<Inner>) {
+    loop {
+        tokio::time::sleep(CHECK_EVERY).await;
+        let Some(inner) = inner.upgrade() else { return };
+        Store { inner }.keep_timeline();
+    }
+}
+
+async fn keep_room(inner: &Weak<Inner>) {
+    let mut stuck = None;
+    loop {
+        tokio::time::sleep(CHECK_EVERY).await;
+        make_room(inner, &mut stuck).await;
+    }
 }
 
 /// `stuck`: the newest segment when the last run found nothing more to win.

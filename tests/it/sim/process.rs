@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bluehook::clock::{Clock, TestClock, Timeline, Timestamp};
+use bluehook::clock::{Clock, KeptTimeline, TestClock, Timeline, Timestamp};
 use bluehook::delivery::Seq;
 use bluehook::event::{DedupKey, NewEvent, body_hash};
 use bluehook::store::dedup::{Dedup, Seen, Settled};
@@ -184,12 +184,13 @@ impl Process {
             Ok(before) => before,
             Err(e) => return Ok(Opened::Refused(format!("{e:?}"))),
         };
-        let timeline = Timeline::resume(before, report.high_water, now);
-        if before.is_none_or(|before| before.timeline != timeline)
-            && let Err(e) = files::write_timeline(&**disk, &dir, timeline.kept(now))
+        let kept = KeptTimeline::resume(before, report.high_water, now);
+        if before != Some(kept)
+            && let Err(e) = files::write_timeline(&**disk, &dir, kept)
         {
             return Ok(Opened::Refused(format!("{e:?}")));
         }
+        let timeline = kept.timeline;
         let limits = Limits { reserve_bytes: Some(RESERVE_BYTES), ..Limits::default() };
         let core = AppenderCore::new(writer).with_limits(limits);
         let durable = report.next - 1;
