@@ -8,11 +8,11 @@ use super::AdminContext;
 use super::lists::blocking;
 use super::problem::Problem;
 use super::wanted::Wanted;
-use super::wire::{BACKLOG_COUNT_MAX, DamageJson, HandlerJson, StatusJson};
+use super::wire::{BACKLOG_COUNT_MAX, HandlerJson, LostJson, StatusJson};
 use crate::clock::Timestamp;
 use crate::config::Listen;
 use crate::delivery::{HandlerName, Seq};
-use crate::store::{Health, Stats, Store};
+use crate::store::{Health, Store};
 
 /// Events looked at in one read, and reads for one handler.
 const COUNT_STEP: usize = 1_000;
@@ -95,19 +95,9 @@ pub async fn status(cx: &Arc<AdminContext>) -> Result<StatusJson, Problem> {
         index_bytes: stats.index_bytes,
         disk_free_bytes: stats.disk_free,
         durable_seq: stats.progress.durable,
-        damage: damage(&stats),
+        damage: stats.damage.iter().map(|d| LostJson::from(d).in_dir(&stats.log_dir)).collect(),
         handlers,
     })
-}
-
-fn damage(stats: &Stats) -> Vec<DamageJson> {
-    let one = |(first, last, segment, offset): &(u64, u64, String, u64)| DamageJson {
-        first_seq: *first,
-        last_seq: *last,
-        segment: segment.clone(),
-        offset: *offset,
-    };
-    stats.damage.iter().map(one).collect()
 }
 
 fn health_name(health: Health) -> &'static str {

@@ -1,5 +1,7 @@
 //! The JSON that the admin API and the command line share. Field names are part of the interface.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -47,7 +49,8 @@ pub struct CheckJson {
     pub unknown: Vec<UnknownJson>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A place in the log that is lost. `first_seq > last_seq`: it isn't known that a record was there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LostJson {
     pub segment: String,
@@ -70,21 +73,34 @@ impl CheckJson {
     }
 }
 
-impl From<&CheckReport> for CheckJson {
-    fn from(report: &CheckReport) -> CheckJson {
-        let lost = |d: &Damage| LostJson {
+impl From<&Damage> for LostJson {
+    fn from(d: &Damage) -> LostJson {
+        LostJson {
             segment: segment_file(d.segment),
             offset: d.offset,
             bytes: d.bytes,
             first_seq: d.first,
             last_seq: d.last,
-        };
+        }
+    }
+}
+
+impl LostJson {
+    /// With the segment's whole path.
+    #[must_use]
+    pub fn in_dir(self, log_dir: &Path) -> LostJson {
+        LostJson { segment: log_dir.join(&self.segment).display().to_string(), ..self }
+    }
+}
+
+impl From<&CheckReport> for CheckJson {
+    fn from(report: &CheckReport) -> CheckJson {
         let unknown =
             |(seq, reason): &(u64, String)| UnknownJson { seq: *seq, reason: reason.clone() };
         CheckJson {
             records: report.records,
             events: report.events,
-            damage: report.damage.iter().map(lost).collect(),
+            damage: report.damage.iter().map(LostJson::from).collect(),
             unknown: report.unknown.iter().map(unknown).collect(),
         }
     }
@@ -235,7 +251,7 @@ pub struct StatusJson {
     pub index_bytes: u64,
     pub disk_free_bytes: u64,
     pub durable_seq: Seq,
-    pub damage: Vec<DamageJson>,
+    pub damage: Vec<LostJson>,
     pub handlers: Vec<HandlerJson>,
 }
 
@@ -244,15 +260,6 @@ impl StatusJson {
     pub fn is_healthy(&self) -> bool {
         self.health == "ok" && self.damage.is_empty()
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct DamageJson {
-    pub first_seq: Seq,
-    pub last_seq: Seq,
-    pub segment: String,
-    pub offset: u64,
 }
 
 /// RFC 9457. `detail` is one line: what, why, what to do next.
@@ -318,7 +325,7 @@ mod tests {
         for health in ["rebuilding", "full", "failed"] {
             assert!(!StatusJson { health: health.into(), ..status() }.is_healthy(), "{health}");
         }
-        let lost = DamageJson { first_seq: 1, last_seq: 2, segment: "1".into(), offset: 9 };
+        let lost = LostJson { first_seq: 1, last_seq: 2, segment: "1".into(), offset: 9, bytes: 3 };
         assert!(!StatusJson { damage: vec![lost], ..status() }.is_healthy());
     }
 }

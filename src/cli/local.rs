@@ -8,6 +8,7 @@ use clap::CommandFactory as _;
 use super::args::{Cli, Common};
 use super::client::Client;
 use super::render::escape;
+use super::show::lost;
 use super::{Failure, print, print_json, settings, warn};
 use crate::admin::wire::CheckJson;
 use crate::store::disk::{Disk, RealDisk};
@@ -99,14 +100,21 @@ pub fn store_repair(common: &Common, data_dir: Option<&Path>) -> Result<(), Fail
         return print_json(&serde_json::json!({
             "records": done.records,
             "orphans": done.orphans,
+            "reordered": done.reordered,
             "kept": done.kept.as_ref().map(|path| path.display().to_string()),
             "found": CheckJson::from(&done.found),
         }));
     }
-    let Some(kept) = &done.kept else {
-        return print(&format!("nothing is damaged: {} records, nothing changed\n", done.records));
+    let mut text = match done.reordered {
+        true => "log segments had changed places: they are back in order\n".to_owned(),
+        false => String::new(),
     };
-    let mut text = losses(&CheckJson::from(&done.found));
+    let Some(kept) = &done.kept else {
+        let changed = if done.reordered { "" } else { ", nothing changed" };
+        text.push_str(&format!("no record is damaged: {} records{changed}\n", done.records));
+        return print(&text);
+    };
+    text.push_str(&losses(&CheckJson::from(&done.found)));
     text.push_str(&format!("saved: {} records", done.records));
     if done.orphans > 0 {
         text.push_str(&format!("; left out: {} about events that are lost", done.orphans));
@@ -139,15 +147,7 @@ fn refused(what: &str, data_dir: &Path, error: OpenError) -> Failure {
 fn losses(report: &CheckJson) -> String {
     let mut text = String::new();
     for d in &report.damage {
-        let records = match d.first_seq == d.last_seq {
-            true => format!("record {}", d.first_seq),
-            false => format!("records {} to {}", d.first_seq, d.last_seq),
-        };
-        text.push_str(&format!(
-            "lost: {records}, in {} at byte {}\n",
-            escape(&d.segment),
-            d.offset
-        ));
+        text.push_str(&lost(d));
     }
     for unknown in &report.unknown {
         let (seq, why) = (unknown.seq, escape(&unknown.reason));

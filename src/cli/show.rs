@@ -3,7 +3,7 @@
 use super::render::{Cell, Style, bytes, escape, table};
 use super::time::relative;
 use crate::admin::wire::{
-    BACKLOG_COUNT_MAX, DeliveryItem, DeliveryJson, EventJson, HandlerJson, StatusJson,
+    BACKLOG_COUNT_MAX, DeliveryItem, DeliveryJson, EventJson, HandlerJson, LostJson, StatusJson,
 };
 use crate::clock::Timestamp;
 
@@ -115,12 +115,7 @@ pub fn status(status: &StatusJson, now: Timestamp, style: Style) -> String {
         bytes(status.disk_free_bytes),
     );
     for d in &status.damage {
-        let (first, last) = (d.first_seq, d.last_seq);
-        let file = escape(&d.segment);
-        text.push_str(&format!(
-            "lost: records {first} to {last}, in {file} at byte {}\n",
-            d.offset
-        ));
+        text.push_str(&lost(d));
     }
     if status.handlers.is_empty() {
         text.push_str("no handlers: add a [[handler]] to the configuration\n");
@@ -129,6 +124,16 @@ pub fn status(status: &StatusJson, now: Timestamp, style: Style) -> String {
     let head = ["HANDLER", "STATE", "RUNNING", "WAITING", "BEHIND", "DEAD", "OLDEST", "NEXT TRY"];
     text.push_str(&table(&head, status.handlers.iter().map(|h| row(h, now)).collect(), style));
     text
+}
+
+/// One line for a place in the log that is lost.
+pub fn lost(d: &LostJson) -> String {
+    let records = match (d.first_seq, d.last_seq) {
+        (first, last) if first == last => format!("record {first}"),
+        (first, last) if first < last => format!("records {first} to {last}"),
+        _ => format!("{} unreadable bytes, perhaps with records", d.bytes),
+    };
+    format!("lost: {records}, in {} at byte {}\n", escape(&d.segment), d.offset)
 }
 
 fn row(h: &HandlerJson, now: Timestamp) -> Vec<Cell> {

@@ -36,20 +36,20 @@ pub fn segment_file(number: u32) -> String {
     format!("{number:08}.seg")
 }
 
-/// The number of the last readable record, 0 in an empty log.
-pub(super) fn last_record(reader: &LogReader) -> Result<Seq, LogError> {
-    let mut last = 0;
-    walk(reader, |item| {
-        if let ScanItem::Frame(frame) = item {
-            last = frame.seq;
-        }
+/// The number of the last readable record, 0 in an empty log, and what can't be read behind it.
+pub(super) fn end(reader: &LogReader) -> Result<(Seq, Option<Damage>), LogError> {
+    let (mut last, mut unread) = (0, None);
+    walk(reader, |item| match item {
+        ScanItem::Frame(frame) => (last, unread) = (frame.seq, None),
+        ScanItem::Damage(damage) => unread = Some(damage),
     })?;
-    Ok(last)
+    Ok((last, unread))
 }
 
 const TO_THE_END: Seq = Seq::MAX - 1;
 
-/// Everything readable, in order. What follows the last record is not reported: a torn tail is no loss.
+/// Everything readable, in order. What follows the last record is not reported, for a torn tail is no loss,
+/// unless the disk can't read it: there may be records.
 pub(super) fn walk(reader: &LogReader, mut visit: impl FnMut(ScanItem)) -> Result<(), LogError> {
     walk_to(reader, TO_THE_END, |item| {
         visit(item);
@@ -65,8 +65,14 @@ fn walk_to(
     let Some(from) = reader.first_position()? else { return Ok(()) };
     let mut scan = reader.scan(from, upto).stepping_over(true);
     while let Some(item) = scan.next()? {
-        let is_the_tail = matches!(&item, ScanItem::Damage(d) if d.last == TO_THE_END);
-        if !is_the_tail && visit(item).is_break() {
+        let item = match item {
+            ScanItem::Damage(d) if d.last == TO_THE_END => match scan.is_unread_behind() {
+                true => ScanItem::Damage(Damage { first: 1, last: 0, ..d }),
+                false => continue,
+            },
+            item => item,
+        };
+        if visit(item).is_break() {
             break;
         }
     }
@@ -116,7 +122,12 @@ pub(super) fn examine(
 /// An instance runs on the directory, or the disk cannot be read.
 pub fn check(disk: &Arc<dyn Disk>, data_dir: &Path) -> Result<CheckReport, OpenError> {
     let _lock = files::lock_shared(data_dir)?;
-    files::read_version(&**disk, data_dir)?;
+    must_exist(&**disk, data_dir)?;
+    check_locked(disk, data_dir)
+}
+
+pub(super) fn must_exist(disk: &dyn Disk, data_dir: &Path) -> Result<(), OpenError> {
+    files::read_version(disk, data_dir)?;
     let log_dir = files::log_dir(data_dir);
     if disk.list(&log_dir).is_err() {
         return Err(OpenError::Other(format!(
@@ -124,7 +135,14 @@ pub fn check(disk: &Arc<dyn Disk>, data_dir: &Path) -> Result<CheckReport, OpenE
             data_dir.display()
         )));
     }
-    let reader = LogReader::new(disk.clone(), &log_dir);
+    Ok(())
+}
+
+pub(super) fn check_locked(
+    disk: &Arc<dyn Disk>,
+    data_dir: &Path,
+) -> Result<CheckReport, OpenError> {
+    let reader = LogReader::new(disk.clone(), &files::log_dir(data_dir));
     examine(&reader, TO_THE_END, |_, _| ControlFlow::Continue(()))
         .map_err(|e| OpenError::Other(format!("cannot read the log: {e}")))
 }

@@ -282,6 +282,8 @@ pub struct Indexer {
     pub appender: Appender,
     /// The oldest record as found on opening the log.
     pub first: Seq,
+    /// Why the index can't be trusted, if that is known before it is opened.
+    pub doubt: Option<String>,
     /// Holes in the index that are not worth compacting it.
     pub holes_max: u64,
     pub stop: watch::Receiver<bool>,
@@ -298,7 +300,7 @@ impl Indexer {
             }
         };
         let mut log = self.appender.progress();
-        let mut doubt = None;
+        let mut doubt = self.doubt.take();
         let mut rebuilds = 0;
         while !*self.stop.borrow() {
             match guarded(|| self.open(doubt.take(), &log)) {

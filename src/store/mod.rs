@@ -158,8 +158,10 @@ pub struct Stats {
     pub index_bytes: u64,
     pub disk_free: u64,
     pub progress: Progress,
-    /// Records lost to damage, as found when opening: (first, last, segment file, offset).
-    pub damage: Vec<(Seq, Seq, String, u64)>,
+    /// Records lost to damage, as far as it was met.
+    pub damage: Vec<log::Damage>,
+    /// Where the segments lie.
+    pub log_dir: std::path::PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

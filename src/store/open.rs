@@ -118,6 +118,7 @@ impl Store {
             boot_id: timeline.boot_id,
             appender: appender.clone(),
             first: report.first,
+            doubt: report.reordered.then(|| "segments had changed places".to_owned()),
             holes_max: compact::holes_max(options.retention.disk_max),
             stop: stop.subscribe(),
         };
@@ -180,13 +181,14 @@ impl Store {
         let kept = KeptTimeline::resume(before, Timestamp::ZERO, clock.now());
         let mut core = IndexerCore::new(&index, reader.clone(), kept.timeline.boot_id);
         core.step_over();
-        let last = super::check::last_record(&reader).map_err(|e| other(e.to_string()))?;
+        let (last, unread) = super::check::end(&reader).map_err(|e| other(e.to_string()))?;
         while core.applied() < last {
             core.advance(last, READ_STEP).map_err(|e| other(e.to_string()))?;
         }
         let progress =
             Progress { durable: last, applied: last, caught_up: true, ..Progress::default() };
         let shared = Shared::new(progress, core.take_damage());
+        shared.add_damage(unread.into_iter().collect());
         shared.set_kv(Some(kv));
         Ok(Store {
             inner: Arc::new(Inner {

@@ -265,15 +265,8 @@ impl Store {
             index_bytes: kv.map_or(0, |kv| kv.bytes()),
             disk_free: inner.disk.space(&inner.options.data_dir).map_or(0, |s| s.free),
             progress: *inner.index.progress().borrow(),
-            damage: found
-                .damage
-                .iter()
-                .map(|d| {
-                    let file = super::check::segment_file(d.segment);
-                    let file = files::log_dir(&inner.options.data_dir).join(file);
-                    (d.first, d.last, file.display().to_string(), d.offset)
-                })
-                .collect(),
+            damage: found.damage,
+            log_dir: files::log_dir(&inner.options.data_dir),
         }
     }
 }

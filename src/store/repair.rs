@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::check::{self, CheckReport, walk};
 use super::disk::{Disk, RealDisk};
-use super::log::{LogError, LogOptions, LogReader, LogWriter, ScanItem, put_in_order};
+use super::log::{Damage, LogError, LogOptions, LogReader, LogWriter, ScanItem, put_in_order};
 use super::record::{self, Record, RepeatRecord};
 use super::{OpenError, files};
 use crate::delivery::{DeliveryKey, Seq};
@@ -23,7 +23,9 @@ const BATCH_RECORDS: u64 = 200;
 pub struct RepairReport {
     /// What was wrong, and with it what was lost.
     pub found: CheckReport,
-    /// Where the damaged store is kept; `None`: nothing was wrong, nothing was done.
+    /// Segments had changed places; now they are where they belong.
+    pub reordered: bool,
+    /// Where the damaged store is kept; `None`: no record was damaged, the store stayed where it is.
     pub kept: Option<PathBuf>,
     pub records: u64,
     /// Readable records about events that are lost.
@@ -37,16 +39,18 @@ pub struct RepairReport {
 /// store is then where it was.
 pub fn repair(data_dir: &Path) -> Result<RepairReport, OpenError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let found = check::check(&disk, data_dir)?;
-    if found.is_sound() {
-        return Ok(RepairReport { records: found.records, found, kept: None, orphans: 0 });
-    }
+    check::must_exist(&*disk, data_dir)?;
     // Held until the end: it goes along with the damaged store.
     let _lock = files::lock(data_dir)?;
     let failed = |e: &dyn std::fmt::Display| {
         OpenError::Other(format!("cannot repair the store in {}: {e}", data_dir.display()))
     };
-    put_in_order(&*disk, &files::log_dir(data_dir)).map_err(|e| failed(&e))?;
+    let reordered = put_in_order(&*disk, &files::log_dir(data_dir)).map_err(|e| failed(&e))?;
+    let mut found = check::check_locked(&disk, data_dir)?;
+    if found.is_sound() {
+        let records = found.records;
+        return Ok(RepairReport { records, found, reordered, kept: None, orphans: 0 });
+    }
     let fresh = beside(data_dir, "repaired").map_err(|e| failed(&e))?;
     let kept = beside(data_dir, "damaged").map_err(|e| failed(&e))?;
     drop(files::lock(&fresh)?);
@@ -55,8 +59,10 @@ pub fn repair(data_dir: &Path) -> Result<RepairReport, OpenError> {
         files::write_timeline(&*disk, &fresh, timeline)?;
     }
     let reader = LogReader::new(disk.clone(), &files::log_dir(data_dir));
-    let (records, orphans) =
+    let Salvaged { records, orphans, damage } =
         salvage(&reader, disk.clone(), &files::log_dir(&fresh)).map_err(|e| failed(&e))?;
+    // A disk that fails may have read less this time.
+    found.damage = damage;
     // Whatever else lies there (the generated secret, the socket) belongs to the user: it is copied along.
     copy_others(data_dir, &fresh).map_err(|e| failed(&e))?;
     fs::rename(data_dir, &kept).map_err(|e| failed(&e))?;
@@ -64,7 +70,7 @@ pub fn repair(data_dir: &Path) -> Result<RepairReport, OpenError> {
     if let Some(parent) = data_dir.parent().filter(|p| !p.as_os_str().is_empty()) {
         disk.sync_dir(parent).map_err(|e| failed(&e))?;
     }
-    Ok(RepairReport { found, kept: Some(kept), records, orphans })
+    Ok(RepairReport { found, reordered, kept: Some(kept), records, orphans })
 }
 
 /// `<data_dir>.<what>-<n>`, the first that is free.
@@ -89,16 +95,21 @@ fn copy_others(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn salvage(
-    reader: &LogReader,
-    disk: Arc<dyn Disk>,
-    log_dir: &Path,
-) -> Result<(u64, u64), LogError> {
+struct Salvaged {
+    records: u64,
+    orphans: u64,
+    damage: Vec<Damage>,
+}
+
+fn salvage(reader: &LogReader, disk: Arc<dyn Disk>, log_dir: &Path) -> Result<Salvaged, LogError> {
     let (mut writer, _) = LogWriter::open(disk, log_dir, LogOptions::default())?;
     let mut numbers = Numbers::default();
-    let (mut records, mut orphans, mut error) = (0, 0, None);
+    let (mut records, mut orphans, mut damage, mut error) = (0, 0, Vec::new(), None);
     walk(reader, |item| {
-        let ScanItem::Frame(frame) = item else { return };
+        let frame = match item {
+            ScanItem::Frame(frame) => frame,
+            ScanItem::Damage(d) => return damage.push(d),
+        };
         let Ok(record) = record::decode(frame.kind, &frame.payload) else { return };
         let next = writer.next_seq();
         let time = match &record {
@@ -127,7 +138,7 @@ fn salvage(
     }
     writer.write()?;
     writer.sync()?;
-    Ok((records, orphans))
+    Ok(Salvaged { records, orphans, damage })
 }
 
 /// Which number an event had, and has now.

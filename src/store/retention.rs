@@ -124,6 +124,8 @@ pub(super) struct Dropping {
     last: u32,
     /// How often in a row the next one could not be read.
     unreadable: u32,
+    /// The segment that the index has been doubted for already.
+    doubted: Option<u32>,
 }
 
 /// A duplicate key with the hash of its body and the event's number.
@@ -156,10 +158,14 @@ impl Plan {
         &mut self,
         view: &View<'_>,
         needs: &Needs,
+        segment: u32,
         records: std::ops::RangeInclusive<Seq>,
     ) -> Result<(), KvError> {
         self.damaged = true;
-        for seq in view.events_between(*records.start(), *records.end())? {
+        let own = view.events_between(*records.start(), *records.end())?;
+        let carried = view.carried_in(segment)?.into_iter();
+        let carried = carried.filter(|(_, record)| records.contains(record)).map(|(seq, _)| seq);
+        for seq in own.into_iter().chain(carried) {
             if needs.hold(view, seq)? {
                 tracing::error!(
                     seq,
@@ -170,30 +176,31 @@ impl Plan {
         Ok(())
     }
 
-    /// `frame` holds event `seq`, or a repeat of another, or what has been carried on since. Nothing is
-    /// looked up by id: that would draw the whole index through memory.
+    /// `frame` holds event `seq`, or a repeat of another, or what has been carried on since. Nothing else is
+    /// looked up by id: that would draw the whole index through memory. One that the index knows nothing of
+    /// would be lost with its segment.
     fn event(
         &mut self,
-        store: &Store,
         view: &View<'_>,
         needs: &Needs,
         seq: Seq,
         frame: &Frame,
         event: &EventRecord,
     ) -> Result<(), KvError> {
-        let Some(entry) = view.entry(seq)?.filter(|e| e.record == frame.seq) else {
-            return Ok(());
-        };
+        let entry = view.entry(seq)?;
+        let key = || event::dedup_key(&event.source, &event.id);
+        if needs.doubts && entry.is_none() && view.id(&key())?.is_none() {
+            return Err(KvError(format!("index: it does not know event {seq}")));
+        }
+        let Some(entry) = entry.filter(|e| e.record == frame.seq) else { return Ok(()) };
         if needs.hold(view, seq)? {
             self.kept.push(seq);
             self.kept_bytes += u64::from(frame.place.len);
             return Ok(());
         }
         let age = needs.now.since(entry.time);
-        let keep = store.inner.options.retention.delivered;
-        self.young |= keep.is_none_or(|keep| age < keep);
-        let key = event::dedup_key(&event.source, &event.id);
-        self.dropped.push((key, event::body_hash(&event.body), seq));
+        self.young |= needs.delivered.is_none_or(|keep| age < keep);
+        self.dropped.push((key(), event::body_hash(&event.body), seq));
         Ok(())
     }
 }
@@ -224,7 +231,7 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
         // Nothing in it can be read; it is kept aside.
         appender.mark_damaged(oldest.number);
         remove(store, appender, oldest.number).await?;
-        *dropping = Dropping { last: oldest.number, unreadable: 0 };
+        *dropping = Dropping { last: oldest.number, ..Dropping::default() };
         return Ok(Some(oldest.bytes));
     };
     let progress = *store.inner.index.progress().borrow();
@@ -232,8 +239,13 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
         return Ok(None);
     }
     let insists = dropping.unreadable >= READ_TRIES;
-    let looked = store.read(|view| look(store, view, oldest, last, insists));
-    let Some(plan) = looked else { return Ok(None) };
+    // Once: an index that was built anew for it is believed.
+    let doubts = dropping.doubted != Some(oldest.number);
+    let looked = store.read(|view| look(store, view, oldest, last, insists, doubts));
+    let Some(plan) = looked else {
+        dropping.doubted = Some(oldest.number);
+        return Ok(None);
+    };
     if plan.unreadable {
         dropping.unreadable = dropping.unreadable.saturating_add(1);
         return Ok(None);
@@ -275,7 +287,7 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     if !defect::has(Defect::EarlyDrop) {
         remove(store, appender, oldest.number).await?;
     }
-    *dropping = Dropping { last: oldest.number, unreadable: 0 };
+    *dropping = Dropping { last: oldest.number, ..Dropping::default() };
     tracing::info!(segment = oldest.number, events, kept = plan.kept.len(), "dropped a segment");
     let carried = plan.kept_bytes + KEY_BYTES * events;
     Ok(Some(oldest.bytes.saturating_sub(carried)))
@@ -294,16 +306,17 @@ fn look(
     oldest: SegmentInfo,
     last: Seq,
     insists: bool,
+    doubts: bool,
 ) -> Result<Plan, KvError> {
     let retention = &store.inner.options.retention;
-    let needs = Needs::of(store, view)?;
+    let needs = Needs { doubts, ..Needs::of(store, view)? };
     let mut plan = Plan::default();
     let mut scan = view.reader.scan((oldest.number, 0), last).stepping_over(insists);
     loop {
         let frame = match scan.next() {
             Ok(Some(ScanItem::Frame(frame))) => frame,
             Ok(Some(ScanItem::Damage(damage))) => {
-                plan.damage(view, &needs, damage.first..=damage.last.min(last))?;
+                plan.damage(view, &needs, oldest.number, damage.first..=damage.last.min(last))?;
                 continue;
             }
             Ok(None) => return Ok(plan),
@@ -317,15 +330,15 @@ fn look(
             return Ok(plan);
         }
         let Ok(record) = record::decode(frame.kind, &frame.payload) else {
-            plan.damage(view, &needs, frame.seq..=frame.seq)?;
+            plan.damage(view, &needs, oldest.number, frame.seq..=frame.seq)?;
             continue;
         };
         match record {
             Record::Event(event) => {
-                plan.event(store, view, &needs, frame.seq, &frame, &event)?;
+                plan.event(view, &needs, frame.seq, &frame, &event)?;
             }
             Record::Carried { seq, event, .. } => {
-                plan.event(store, view, &needs, seq, &frame, &event)?;
+                plan.event(view, &needs, seq, &frame, &event)?;
             }
             Record::Keys { dropped_at, keys } if needs.now.since(dropped_at) < retention.dedup => {
                 plan.kept_bytes += u64::from(frame.place.len);
@@ -350,9 +363,12 @@ fn look(
 /// What makes an event stay, as of one moment.
 struct Needs {
     now: Timestamp,
+    delivered: Option<Duration>,
     dead: Option<Duration>,
     /// From here on some configured handler has yet to consider what came in.
     unconsidered: Seq,
+    /// An event that the index does not know has it built anew.
+    doubts: bool,
 }
 
 impl Needs {
@@ -363,8 +379,10 @@ impl Needs {
         let cursors = handlers.filter(|(name, _)| waits(name)).filter_map(|(_, h)| h.cursor);
         Ok(Needs {
             now: store.inner.timeline.at(store.inner.clock.now()),
+            delivered: store.inner.options.retention.delivered,
             dead: store.inner.options.retention.dead,
             unconsidered: cursors.min().unwrap_or(Seq::MAX),
+            doubts: false,
         })
     }
 

@@ -98,7 +98,7 @@ struct State {
     /// Every write and flush fails, as on a medium that is worn out.
     worn: bool,
     /// A byte whose page can't be read.
-    bad: Option<usize>,
+    bad: Vec<usize>,
 }
 
 /// What a power cut found.
@@ -122,7 +122,7 @@ impl VolatileDisk {
             unflushed: Vec::new(),
             off: false,
             worn: false,
-            bad: None,
+            bad: vec![],
         };
         let state = Arc::new(Mutex::new(state));
         let served = Served(Arc::clone(&state));
@@ -161,7 +161,7 @@ impl VolatileDisk {
     pub fn spoil(&self, text: &[u8]) {
         let mut state = self.state.lock().unwrap();
         let at = state.current.windows(text.len()).position(|w| w == text);
-        state.bad = Some(at.expect("the text is on the disk"));
+        state.bad.push(at.expect("the text is on the disk"));
     }
 
     pub fn restore_power(&self) {
@@ -243,7 +243,8 @@ impl Filesystem for Served {
         let from = usize::try_from(offset).unwrap().min(state.current.len());
         let to = (from + size as usize).min(state.current.len());
         let page = |at: usize| at / PAGE * PAGE..(at / PAGE + 1) * PAGE;
-        if state.bad.map(page).is_some_and(|bad| from < bad.end && bad.start < to) {
+        let mut bad = state.bad.iter().map(|at| page(*at));
+        if bad.any(|bad| from < bad.end && bad.start < to) {
             return reply.error(Errno::EIO);
         }
         reply.data(&state.current[from..to]);

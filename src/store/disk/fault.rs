@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Disk, DiskFile, Open, Space};
@@ -46,6 +47,8 @@ pub struct FaultDisk {
 struct State {
     counts: BTreeMap<Call, u64>,
     fault: Option<Fault>,
+    /// What cannot be read.
+    spoiled: Vec<(PathBuf, Range<u64>)>,
 }
 
 impl FaultDisk {
@@ -64,6 +67,11 @@ impl FaultDisk {
 
     pub fn heal(&self) {
         self.with(|s| s.fault = None);
+    }
+
+    /// Bytes of a file that cannot be read, as in a bad sector.
+    pub fn spoil(&self, path: &Path, bytes: Range<u64>) {
+        self.with(|s| s.spoiled.push((path.to_owned(), bytes)));
     }
 
     /// How many calls of this kind (`None`: of any) were made, failed ones included.
@@ -109,7 +117,7 @@ impl Disk for FaultDisk {
     fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn DiskFile>> {
         self.pass(Call::Open)?;
         let inner = self.inner.open(path, how)?;
-        Ok(Box::new(FaultFile { inner, disk: self.clone() }))
+        Ok(Box::new(FaultFile { inner, disk: self.clone(), path: path.to_owned() }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -136,11 +144,19 @@ impl Disk for FaultDisk {
 struct FaultFile {
     inner: Box<dyn DiskFile>,
     disk: FaultDisk,
+    path: PathBuf,
 }
 
 impl DiskFile for FaultFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.disk.pass(Call::Read)?;
+        let end = offset + buf.len() as u64;
+        let hits = |(path, bytes): &(PathBuf, Range<u64>)| {
+            *path == self.path && bytes.start < end && offset < bytes.end
+        };
+        if self.disk.with(|s| s.spoiled.iter().any(hits)) {
+            return Err(io::Error::other("a bad sector"));
+        }
         self.inner.read_at(buf, offset)
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 
 use super::{Disk, DiskFile, Open, Space};
 use crate::defect::{self, Defect};
@@ -81,6 +81,16 @@ impl DiskFile for RealFile {
             }
         }
         Ok(done)
+    }
+
+    fn read_afresh(&self) {
+        // All of it: what the kernel holds in one piece goes only as a whole, and one bad sector makes it
+        // unreadable as a whole.
+        for advice in [Advice::Random, Advice::DontNeed] {
+            if let Err(error) = rustix::fs::fadvise(&self.0, 0, None, advice) {
+                tracing::debug!(%error, "what is cached could not be dropped");
+            }
+        }
     }
 
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {

@@ -92,6 +92,20 @@ impl View<'_> {
         Ok(found)
     }
 
+    /// The events that were carried into a segment, with the record that holds each.
+    pub fn carried_in(&self, segment: u32) -> Result<Vec<(Seq, Seq)>> {
+        let (from, to) = keys::of_segment(keys::CARRIED, segment);
+        let mut found = Vec::new();
+        for (key, _) in self.kv.range(&from, &to, usize::MAX)? {
+            if let Some(seq) = keys::last_number(&key)
+                && let Some(entry) = self.entry(seq)?
+            {
+                found.push((seq, entry.record));
+            }
+        }
+        Ok(found)
+    }
+
     /// Where a scan has to begin to meet record `from`, and the record before that place.
     pub fn place_before(&self, from: Seq) -> Result<Option<(Seq, PlaceValue)>> {
         let (start, _) = keys::family(keys::EVENTS);

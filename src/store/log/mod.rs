@@ -82,7 +82,7 @@ pub struct SegmentInfo {
 }
 
 /// What was found on opening.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenReport {
     /// The oldest record's number; equal to `next` where there is none.
     pub first: Seq,
@@ -90,6 +90,8 @@ pub struct OpenReport {
     /// Cut off at the end: writes that were never acknowledged.
     pub torn_bytes: u64,
     pub damage: Vec<Damage>,
+    /// Segments had changed places and were put back.
+    pub reordered: bool,
     /// The latest schedule time that a record carries.
     pub high_water: Timestamp,
 }

@@ -10,14 +10,19 @@ use crate::store::disk::Disk;
 /// Gives every segment the number that fits its records. Only names change, and one file at a time is out of
 /// the way: whenever this is cut off, the next start completes it.
 ///
+/// Tells whether there was anything to do.
+///
 /// # Errors
 /// The disk fails, or a segment has a newer format.
-pub fn put_in_order(disk: &dyn Disk, dir: &Path) -> Result<(), LogError> {
-    put_back(disk, dir)?;
+pub fn put_in_order(disk: &dyn Disk, dir: &Path) -> Result<bool, LogError> {
+    let put_back = put_back(disk, dir)?;
     let mut now = Vec::new();
     for number in segment::numbers(disk, dir)? {
-        if let Some(header) = segment::head(disk, dir, number)? {
-            now.push((number, header.seq, header.log_id));
+        match segment::head(disk, dir, number) {
+            Ok(Some(header)) => now.push((number, header.seq, header.log_id)),
+            // What can't be read stays where it is.
+            Ok(None) | Err(LogError::Io(_)) => {}
+            Err(e) => return Err(e),
         }
     }
     // What is not this log's, or there twice, can't be sorted by what it holds.
@@ -26,7 +31,7 @@ pub fn put_in_order(disk: &dyn Disk, dir: &Path) -> Result<(), LogError> {
     let mut sorted: Vec<(Seq, u32)> = now.iter().map(|(number, seq, _)| (*seq, *number)).collect();
     sorted.sort_unstable();
     if ordered || !one_log || sorted.windows(2).any(|w| w[0].0 == w[1].0) {
-        return Ok(());
+        return Ok(put_back);
     }
     tracing::error!("segments of the log have changed places; they are put back by what they hold");
     // (number now, number it should have)
@@ -48,7 +53,7 @@ pub fn put_in_order(disk: &dyn Disk, dir: &Path) -> Result<(), LogError> {
         debug_assert_eq!(hole, last_stop, "a cycle ends where it began");
         rename(&moved(dir, aside), &segment::path(dir, hole))?;
     }
-    Ok(())
+    Ok(true)
 }
 
 fn moved(dir: &Path, number: u32) -> PathBuf {
@@ -56,7 +61,8 @@ fn moved(dir: &Path, number: u32) -> PathBuf {
 }
 
 /// A file that was out of the way when this was cut off goes where a number is missing.
-fn put_back(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+fn put_back(disk: &dyn Disk, dir: &Path) -> io::Result<bool> {
+    let mut any = false;
     for name in disk.list(dir)?.iter().filter(|name| name.ends_with(".moved")) {
         let numbers = segment::numbers(disk, dir)?;
         let own = name.strip_suffix(".moved").and_then(|n| n.parse().ok());
@@ -68,8 +74,9 @@ fn put_back(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
         };
         disk.rename(&dir.join(name), &segment::path(dir, hole))?;
         disk.sync_dir(dir)?;
+        any = true;
     }
-    Ok(())
+    Ok(any)
 }
 
 #[cfg(test)]

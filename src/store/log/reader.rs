@@ -90,6 +90,8 @@ impl LogReader {
             last: (from == (1, 0)).then_some(0),
             upto,
             holes: vec![],
+            last_end: (from.0, from.1.into()),
+            unread: false,
             ready: VecDeque::new(),
             done: false,
             steps_over: false,
@@ -124,13 +126,17 @@ pub struct Scan {
     reader: LogReader,
     segment: u32,
     offset: u64,
-    walk: Option<Walk>,
+    walk: Option<Walk<'static>>,
     log_id: Option<u32>,
     /// The last record seen; `None`: not known what comes first.
     last: Option<Seq>,
     upto: Seq,
     /// Unreadable stretches (segment, offset, bytes) since the last record.
     holes: Vec<(u32, u64, u64)>,
+    /// Where the last record seen ends: segment and offset.
+    last_end: (u32, u64),
+    /// Something behind the last record seen couldn't be read.
+    unread: bool,
     ready: VecDeque<ScanItem>,
     done: bool,
     steps_over: bool,
@@ -142,6 +148,12 @@ impl Scan {
     #[must_use]
     pub fn stepping_over(self, steps_over: bool) -> Scan {
         Scan { steps_over, ..self }
+    }
+
+    /// Behind the last record seen there is something that couldn't be read: perhaps more records.
+    #[must_use]
+    pub fn is_unread_behind(&self) -> bool {
+        self.unread
     }
 
     /// The records up to `last` are known: if the next one seen is not the one after it, that is damage.
@@ -194,10 +206,26 @@ impl Scan {
                 };
                 let last = self.last.unwrap_or(0);
                 let walk = Walk::new(file, self.segment, self.offset, last, self.log_id)?;
-                self.walk.insert(if self.steps_over { walk.stepping_over() } else { walk })
+                self.walk.insert(if self.steps_over {
+                    let reader = self.reader.clone();
+                    walk.stepping_over(move || {
+                        segment::answers(&*reader.shared.disk, &reader.shared.dir)
+                    })
+                } else {
+                    walk
+                })
             }
         };
-        walk.next()
+        let item = walk.next()?;
+        if item.is_none() {
+            let (segment, end) = self.last_end;
+            let from = if segment == self.segment { end } else { 0 };
+            if let Some((start, end)) = walk.unread_behind(from) {
+                self.unread = true;
+                self.hole(start, end - start);
+            }
+        }
+        Ok(item)
     }
 
     fn take(&mut self, frame: Frame) {
@@ -207,13 +235,16 @@ impl Scan {
             return;
         }
         self.last = Some(frame.seq);
+        self.last_end =
+            (frame.place.segment, u64::from(frame.place.offset) + u64::from(frame.place.len));
+        self.unread = false;
         self.ready.push_back(ScanItem::Frame(frame));
     }
 
     fn hole(&mut self, offset: u64, bytes: u64) {
         match self.holes.last_mut() {
             Some((segment, start, len)) if *segment == self.segment => {
-                *len = offset + bytes - *start
+                *len = (offset + bytes).max(*start + *len) - *start
             }
             _ => self.holes.push((self.segment, offset, bytes)),
         }

@@ -59,7 +59,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, LogError
     if let Some(parent) = dir.parent() {
         disk.sync_dir(parent)?;
     }
-    put_in_order(disk, dir)?;
+    let reordered = put_in_order(disk, dir)?;
     let numbers = segment::numbers(disk, dir)?;
     let highest = numbers.last().copied().unwrap_or(0);
     let log_id = segment::log_id(disk, dir)?;
@@ -124,6 +124,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, LogError
         next,
         torn_bytes,
         damage,
+        reordered,
         high_water: tail.high_water.max(sealed.high_water),
     };
     // Nothing is ever appended to a damaged segment: it stays as it was found.
@@ -146,8 +147,7 @@ fn empty(disk: &dyn Disk, dir: &Path, numbers: &[u32]) -> Result<Recovered, LogE
         torn_bytes += drop_empty(disk, dir, *number)?;
         disk.sync_dir(dir)?;
     }
-    let report =
-        OpenReport { first: 1, next: 1, torn_bytes, damage: vec![], high_water: Timestamp::ZERO };
+    let report = OpenReport { torn_bytes, first: 1, next: 1, ..OpenReport::default() };
     Ok(Recovered { report, log_id: None, segments: vec![], tail: None, highest: 0 })
 }
 
@@ -222,14 +222,17 @@ impl Sealed {
     }
 }
 
-/// The record and time that the first header names, where it is an intact one of this log.
+/// The record and time that the first header names, where it can be read and is an intact one of this log.
 fn head(
     disk: &dyn Disk,
     dir: &Path,
     number: u32,
     log_id: Option<u32>,
 ) -> Result<(Option<Seq>, Timestamp), LogError> {
-    let head = segment::head(disk, dir, number)?;
+    let head = match segment::head(disk, dir, number) {
+        Err(LogError::Io(_)) => None,
+        head => head?,
+    };
     let ours = head.filter(|h| log_id.is_none_or(|id| id == h.log_id));
     Ok((ours.map(|h| h.seq), ours.map_or(Timestamp::ZERO, |h| h.time)))
 }
@@ -245,13 +248,25 @@ struct At {
     log_id: Option<u32>,
 }
 
+/// Of a sealed segment what can't be read is damage: nothing is cut there, and records follow. Where the log
+/// ends can't be told from a segment that can't be read.
+fn walk<'a>(
+    disk: &'a dyn Disk,
+    dir: &'a Path,
+    file: Arc<dyn DiskFile>,
+    at: At,
+) -> Result<Walk<'a>, LogError> {
+    let walk = Walk::new(file, at.number, 0, at.before, at.log_id)?;
+    Ok(if at.sealed { walk.stepping_over(move || segment::answers(disk, dir)) } else { walk })
+}
+
 /// Reads a segment whole. Decides for every hole whether it is damage (a later frame says that what is
 /// missing was durable) or the beginning of a tail that was never acknowledged.
 fn survey(disk: &dyn Disk, dir: &Path, at: At) -> Result<Survey, LogError> {
-    let At { number, before, sealed, log_id } = at;
+    let At { number, before, sealed, .. } = at;
     let file: Arc<dyn DiskFile> = Arc::from(disk.open(&segment::path(dir, number), Open::Read)?);
-    let durable = highest_durable(file.clone(), at)?;
-    let mut walk = Walk::new(file, number, 0, before, log_id)?;
+    let durable = highest_durable(walk(disk, dir, file.clone(), at)?)?;
+    let mut walk = walk(disk, dir, file, at)?;
     let mut found = Survey { last: before, durable, ..Survey::default() };
     let mut hole: Option<(u64, u64)> = None;
     while let Some(item) = walk.next()? {
@@ -283,6 +298,9 @@ fn survey(disk: &dyn Disk, dir: &Path, at: At) -> Result<Survey, LogError> {
             }
         }
     }
+    if hole.is_none() {
+        hole = walk.unread_behind(found.end).map(|(start, end)| (start, end - start));
+    }
     if let Some((offset, bytes)) = hole {
         if sealed {
             // Which records these were, the beginning of the next segment tells.
@@ -296,8 +314,7 @@ fn survey(disk: &dyn Disk, dir: &Path, at: At) -> Result<Survey, LogError> {
     Ok(found)
 }
 
-fn highest_durable(file: Arc<dyn DiskFile>, at: At) -> Result<Seq, LogError> {
-    let mut walk = Walk::new(file, at.number, 0, at.before, at.log_id)?;
+fn highest_durable(mut walk: Walk<'_>) -> Result<Seq, LogError> {
     let mut durable = 0;
     while let Some(item) = walk.next()? {
         match item {

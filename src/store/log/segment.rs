@@ -45,18 +45,39 @@ pub(super) fn head(disk: &dyn Disk, dir: &Path, number: u32) -> Result<Option<He
     }
 }
 
-/// As the first intact head of a segment tells it.
+/// As the first intact head of a segment tells it. What can't be read tells nothing.
 pub(super) fn log_id(disk: &dyn Disk, dir: &Path) -> Result<Option<u32>, LogError> {
     for number in numbers(disk, dir)? {
         match head(disk, dir, number) {
             Ok(Some(header)) => return Ok(Some(header.log_id)),
-            Ok(None) => {}
-            // Dropped by retention since it was listed.
-            Err(LogError::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => {}
+            // Nor what retention has dropped since it was listed.
+            Ok(None) | Err(LogError::Io(_)) => {}
             Err(e) => return Err(e),
         }
     }
     Ok(None)
+}
+
+/// How many places are asked at most, and how far apart they lie in a file.
+const ASKED_MAX: usize = 16;
+const ASKED_EVERY: u64 = 1024 * 1024;
+
+/// Does the device answer at all? If so, what can't be read is damage; else the device itself is gone,
+/// perhaps for a moment. Asked in several places of the log, none of them from memory.
+pub(super) fn answers(disk: &dyn Disk, dir: &Path) -> bool {
+    let Ok(numbers) = numbers(disk, dir) else { return false };
+    let files = numbers.iter().filter_map(|n| disk.open(&path(dir, *n), Open::Read).ok());
+    // The first page of every file, then the second place in each, and so on.
+    let files: Vec<_> = files.filter_map(|file| Some((file.len().ok()?, file))).collect();
+    let longest = files.iter().map(|(bytes, _)| *bytes).max().unwrap_or(0);
+    let places = (0..longest).step_by(ASKED_EVERY as usize).flat_map(|at| {
+        files.iter().filter(move |(bytes, _)| at < *bytes).map(move |(_, file)| (file, at))
+    });
+    let mut page = [0; PAGE_BYTES];
+    places.take(ASKED_MAX).any(|(file, at)| {
+        file.read_afresh();
+        file.read_at(&mut page, at).is_ok()
+    })
 }
 
 pub(super) enum Item {
@@ -70,7 +91,7 @@ pub(super) enum Item {
 }
 
 /// Walks a segment frame by frame. After damage it goes on at the next valid header.
-pub(super) struct Walk {
+pub(super) struct Walk<'a> {
     file: Arc<dyn DiskFile>,
     number: u32,
     file_bytes: u64,
@@ -80,11 +101,13 @@ pub(super) struct Walk {
     log_id: Option<u32>,
     buffer: Vec<u8>,
     buffer_at: u64,
-    /// What the device can't read is damage, as if zeros lay there.
-    steps_over: bool,
+    /// What the device can't read is damage, as if zeros lay there, if this says that the device answers.
+    steps_over: Option<Box<dyn Fn() -> bool + Send + 'a>>,
+    /// Where that was so: (begin, end).
+    unread: Vec<(u64, u64)>,
 }
 
-impl Walk {
+impl<'a> Walk<'a> {
     /// Only frames numbered higher than `last` count.
     pub(super) fn new(
         file: Arc<dyn DiskFile>,
@@ -92,16 +115,36 @@ impl Walk {
         from: u64,
         last: Seq,
         log_id: Option<u32>,
-    ) -> io::Result<Walk> {
+    ) -> io::Result<Walk<'a>> {
         let file_bytes = file.len()?;
-        let (buffer, buffer_at, steps_over) = (vec![], 0, false);
-        Ok(Walk { file, number, file_bytes, at: from, last, log_id, buffer, buffer_at, steps_over })
+        let (buffer, buffer_at, unread) = (vec![], 0, vec![]);
+        let at = from;
+        let steps_over = None;
+        Ok(Walk {
+            file,
+            number,
+            file_bytes,
+            at,
+            last,
+            log_id,
+            buffer,
+            buffer_at,
+            steps_over,
+            unread,
+        })
     }
 
     /// For a reader: an unreadable sector costs the records in it. Never to find the log's end by, since what
     /// is cut there is gone for good.
-    pub(super) fn stepping_over(self) -> Walk {
-        Walk { steps_over: true, ..self }
+    pub(super) fn stepping_over(self, answers: impl Fn() -> bool + Send + 'a) -> Walk<'a> {
+        Walk { steps_over: Some(Box::new(answers)), ..self }
+    }
+
+    /// From where to where in the file there is something, behind `from`, that could not be read.
+    pub(super) fn unread_behind(&self, from: u64) -> Option<(u64, u64)> {
+        let mut behind = self.unread.iter().filter(|(_, end)| *end > from);
+        let (start, end) = *behind.next()?;
+        Some((start.max(from), behind.next_back().map_or(end, |(_, end)| *end)))
     }
 
     /// The end of what has been walked over.
@@ -215,24 +258,37 @@ impl Walk {
             let left = usize::try_from(self.file_bytes.saturating_sub(offset)).unwrap_or(0);
             self.buffer.resize(need.max(CHUNK_BYTES).min(left).max(have), 0);
             let at = offset + have as u64;
-            let got = match self.file.read_at(&mut self.buffer[have..], at) {
-                Err(error) if self.steps_over => {
-                    read_pages(&*self.file, &mut self.buffer[have..], at, error)?
-                }
-                got => got?,
+            let buffer = &mut self.buffer[have..];
+            let read = match (self.file.read_at(buffer, at), &self.steps_over) {
+                (Err(error), Some(answers)) => read_pages(&*self.file, buffer, at, error, answers)
+                    .map(|(got, unread)| {
+                        self.unread.extend(unread);
+                        got
+                    }),
+                (read, _) => read,
             };
-            self.buffer.truncate(have + got);
+            // After an error nothing was read: what is asked again must be read again.
+            self.buffer.truncate(have + read.as_ref().unwrap_or(&0));
+            read?;
         }
         let start = usize::try_from(offset - self.buffer_at).unwrap_or(0);
         Ok(self.buffer.get(start..).unwrap_or(&[]))
     }
 }
 
-/// What a failed read of `buf` leaves: pages that can't be read alone either are zeros. Where none can, the
-/// device itself is gone, and that is no damage.
-fn read_pages(file: &dyn DiskFile, buf: &mut [u8], at: u64, error: io::Error) -> io::Result<usize> {
+/// What a failed read of `buf` leaves: pages that can't be read alone either are zeros, and are told. Where
+/// none can and the device doesn't answer elsewhere, that is no damage.
+fn read_pages(
+    file: &dyn DiskFile,
+    buf: &mut [u8],
+    at: u64,
+    error: io::Error,
+    answers: impl Fn() -> bool,
+) -> io::Result<(usize, Vec<(u64, u64)>)> {
     let mut done = 0;
     let mut readable = false;
+    let mut unread = Vec::new();
+    file.read_afresh();
     while done < buf.len() {
         let from = at + done as u64;
         let to_boundary = PAGE_BYTES - usize::try_from(from % PAGE_BYTES as u64).unwrap_or(0);
@@ -247,11 +303,12 @@ fn read_pages(file: &dyn DiskFile, buf: &mut [u8], at: u64, error: io::Error) ->
             }
             Err(_) => {
                 buf[done..end].fill(0);
+                unread.push((from, at + end as u64));
                 done = end;
             }
         }
     }
-    if readable { Ok(done) } else { Err(error) }
+    if readable || answers() { Ok((done, unread)) } else { Err(error) }
 }
 
 pub(super) fn last_nonzero(bytes: &[u8]) -> Option<usize> {

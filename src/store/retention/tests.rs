@@ -8,6 +8,7 @@ use crate::delivery::{Outcome, State};
 use crate::event::NewEvent;
 use crate::store::disk::{Call, Disk, Fault, FaultDisk, MemDisk};
 use crate::store::index::memory::MemoryKv;
+use crate::store::index::{Kv as _, keys};
 use crate::store::record::Record;
 use crate::store::tests::{attempt, clock, event, key, settled, visible};
 use crate::store::{AppendError, Health, Home, Store, StoreOptions};
@@ -202,6 +203,36 @@ async fn retention_survives(sticky: bool) {
             }
         }
     }
+}
+
+/// Found by reading: it went with its segment, where a disk that failed for a while had kept it from the index.
+#[tokio::test]
+async fn an_event_that_the_index_does_not_know_has_it_built_anew_and_stays() {
+    let kv = MemoryKv::new();
+    let retention = Retention { disk_max: 6 * 1024 * 1024, ..KEEP_ALL };
+    let options = StoreOptions { data_dir: "/data".into(), retention };
+    let home = Home::Memory(kv.clone());
+    let store = Store::open_with(Arc::new(MemDisk::new()), options, clock(), home).unwrap();
+    let waits = |n| match n {
+        3 => (Outcome::retry("500"), State::Scheduled { due: Timestamp::MAX }),
+        _ => delivered(n),
+    };
+    fill(&store, "a", waits).await;
+    fill(&store, "b", delivered).await;
+    let waiting = store.find("a3")[0];
+    let id = crate::event::dedup_key("bluereplies", "a3");
+    kv.apply(vec![(keys::event(waiting), None), (keys::id(&id), None)]).unwrap();
+    assert!(store.find("a3").is_empty());
+
+    let epoch = store.progress().borrow().epoch;
+    assert_eq!(pass(&store).await, Ok(None));
+    let mut progress = store.progress();
+    progress.wait_for(|p| p.epoch > epoch && p.caught_up).await.unwrap();
+    assert!(make_room(&store).await > 0);
+    assert_eq!(store.find("a3"), [waiting]);
+    assert_eq!(store.stored_event(waiting).unwrap().deliveries[0].attempts.len(), 1);
+    assert!(store.append_event(large("a3")).await.unwrap().is_duplicate());
+    store.close().await;
 }
 
 /// Found by reading: a replay that was logged while its event was being dropped went with it.
