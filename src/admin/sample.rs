@@ -38,10 +38,14 @@ impl Sample {
         let text = |name: &str, default: &str| {
             payload.get(name).and_then(Value::as_str).unwrap_or(default).to_owned()
         };
+        let body = serde_json::to_vec(&payload);
+        let body = body.map_err(|e| format!("cannot write the event: {e}"))?;
         Ok(Sample {
             event_id: text("eventId", &event_id),
             kind: text("type", &request.kind),
-            body: serde_json::to_vec(&payload)
+            // As the vendor's JavaScript writes it: a receiver that verifies over its own `JSON.stringify`, as
+            // the vendor's example does, finds other bytes otherwise.
+            body: signature::json::canonical(&body)
                 .map_err(|e| format!("cannot write the event: {e}"))?,
         })
     }
@@ -180,6 +184,15 @@ mod tests {
         let mut with = request("message.read");
         with.set = vec!["eventId=evt_mine".into()];
         assert_eq!(Sample::build(&with, NOW).unwrap().event_id, "evt_mine");
+    }
+
+    /// Found with an Express server, which refused the signature.
+    #[test]
+    fn an_event_is_written_as_javascript_writes_it() {
+        let data = serde_json::from_str(r#"{"b":1.0,"10":1,"2":1e21}"#).unwrap();
+        let with = TriggerRequest { data: Some(data), ..request("odd") };
+        let body = String::from_utf8(Sample::build(&with, NOW).unwrap().body).unwrap();
+        assert!(body.ends_with(r#""data":{"2":1e+21,"10":1,"b":1}}"#), "{body}");
     }
 
     #[test]
