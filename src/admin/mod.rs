@@ -11,6 +11,7 @@ mod query;
 pub mod routes;
 pub mod sample;
 pub mod send;
+pub mod serve;
 pub mod socket;
 mod status;
 mod stream;
@@ -22,7 +23,9 @@ pub mod wire;
 
 use std::sync::Arc;
 
-pub use body::{Answer, AnswerBody};
+pub use body::{Answer, AnswerBody, json};
+pub use problem::Problem;
+pub use wanted::Wanted;
 
 use crate::clock::{BoxFuture, Clock, Timestamp};
 use crate::config::{Config, Listen};

@@ -145,7 +145,9 @@ fn unescape(segment: &str) -> String {
     name.unwrap_or_default()
 }
 
-async fn read_json<B, T>(body: B) -> Result<T, Problem>
+/// # Errors
+/// The body cannot be read, is too large, or is not such a JSON text.
+pub async fn read_json<B, T>(body: B) -> Result<T, Problem>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::error::Error + Send + Sync + 'static,

@@ -4,28 +4,11 @@ use std::future::Future;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 
-use super::Answer;
-use crate::clock::BoxFuture;
-
-/// How long open requests may go on once the server stops.
-const DRAIN: Duration = Duration::from_secs(2);
-const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at once; further ones wait.
-const CONNECTIONS_MAX: usize = 64;
-
-pub type Respond = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send + Sync>;
+use super::serve::Accept;
+pub use super::serve::Respond;
 
 /// A bound socket; its file goes when this is dropped.
 pub struct Socket {
@@ -87,46 +70,17 @@ fn bind_private(path: &Path) -> io::Result<Socket> {
     Ok(Socket { listener, path: path.to_owned() })
 }
 
-/// Serves until `stop` is ready, then lets open requests end within [`DRAIN`].
-pub async fn serve(socket: Socket, respond: Respond, stop: impl Future<Output = ()>) {
-    let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    tokio::pin!(stop);
-    loop {
-        let accept = async {
-            let place = places.clone().acquire_owned().await;
-            (place, socket.listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            () = &mut stop => break,
-            accepted = accept => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                tracing::warn!("admin socket: cannot accept: {e}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let respond = respond.clone();
-        let service = service_fn(move |request| {
-            let answer = respond(request);
-            async move { Ok::<_, std::convert::Infallible>(answer.await) }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADERS_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
-        let watched = graceful.watch(connection);
-        tokio::spawn(async move {
-            let _place = place;
-            if let Err(e) = watched.await {
-                tracing::debug!("admin connection: {e}");
-            }
-        });
+impl Accept for Socket {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.listener.accept().await?.0)
     }
-    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+}
+
+/// Serves until `stop` is ready.
+pub async fn serve(socket: Socket, respond: Respond, stop: impl Future<Output = ()>) {
+    super::serve::serve("admin socket", socket, respond, stop).await;
 }
 
 #[cfg(test)]

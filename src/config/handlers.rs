@@ -211,6 +211,7 @@ fn http(table: &Table<'_>) -> Option<Http> {
         sign,
         permanent: permanent?,
         allow_private: allow_private?,
+        delivery_headers: true,
         ca,
     })
 }

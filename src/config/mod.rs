@@ -166,6 +166,8 @@ pub struct Http {
     /// Statuses that are dead at once, besides 410.
     pub permanent: Vec<u16>,
     pub allow_private: bool,
+    /// `Idempotency-Key` and `X-Bluehook-Attempt`; always, but for the emulator: Blue Replies doesn't send them.
+    pub delivery_headers: bool,
     /// PEM file with further certificate authorities.
     pub ca: Option<PathBuf>,
 }

@@ -186,9 +186,9 @@ pub fn create_missing(options: &LoadOptions) -> Result<Vec<PathBuf>, Problem> {
     Ok(created)
 }
 
-/// `false`: it was there already. The file appears under its name only once it is whole, so that a
+/// A file with a fresh secret. `false`: it was there already. The file appears under its name only once it is whole, so that a
 /// crash leaves no empty secret behind.
-fn create_one(path: &Path) -> io::Result<bool> {
+pub fn create_one(path: &Path) -> io::Result<bool> {
     if path.try_exists()? {
         return Ok(false);
     }

@@ -64,6 +64,7 @@ pub fn http(url: &str) -> Http {
         sign: None,
         permanent: vec![],
         allow_private: false,
+        delivery_headers: true,
         ca: None,
     }
 }

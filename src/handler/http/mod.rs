@@ -40,6 +40,7 @@ pub(super) struct Http {
     signers: Signers,
     permanent: Vec<u16>,
     allow_private: bool,
+    delivery_headers: bool,
     client: Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>,
     common: Common,
 }
@@ -78,6 +79,7 @@ impl Http {
             signers: Signers::new(sources),
             permanent: http.permanent.clone(),
             allow_private: http.allow_private,
+            delivery_headers: http.delivery_headers,
             client,
             common,
         })
@@ -121,7 +123,10 @@ impl Http {
         self.allowed(&target)?;
         let Body { bytes, content_type } =
             self.plan.body(engine, &context, &call.event.new).map_err(Outcome::reject)?;
-        let mut headers = request::standard_headers(call, content_type.as_ref());
+        let mut headers = request::standard_headers(content_type.as_ref());
+        if self.delivery_headers {
+            headers.extend(request::delivery_headers(call));
+        }
         if let Some(sign) = self.sign {
             let signed = self
                 .signers

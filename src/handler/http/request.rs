@@ -295,15 +295,17 @@ fn header_id(id: &str) -> String {
     }
 }
 
-pub(super) fn standard_headers(
-    call: &Call,
-    content_type: Option<&String>,
-) -> Vec<(String, String)> {
-    let mut headers = vec![
-        ("user-agent".to_owned(), concat!("bluehook/", env!("CARGO_PKG_VERSION")).to_owned()),
+/// What a receiver can tell attempts and repeats by.
+pub(super) fn delivery_headers(call: &Call) -> [(String, String); 2] {
+    [
         ("idempotency-key".to_owned(), header_id(&call.event.new.id)),
         ("x-bluehook-attempt".to_owned(), call.attempt.to_string()),
-    ];
+    ]
+}
+
+pub(super) fn standard_headers(content_type: Option<&String>) -> Vec<(String, String)> {
+    let agent = concat!("bluehook/", env!("CARGO_PKG_VERSION"));
+    let mut headers = vec![("user-agent".to_owned(), agent.to_owned())];
     if let Some(value) = content_type.filter(|v| header_value(v).is_some()) {
         headers.push(("content-type".to_owned(), value.clone()));
     }
