@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod defect;
 pub mod delivery;
+pub mod emulator;
 pub mod event;
 pub mod handler;
 pub mod intake;

@@ -21,9 +21,9 @@ use crate::store::{AppendError, OpenError, Store, StoreOptions};
 /// How long a stop waits for requests under way.
 const DRAIN: Duration = Duration::from_secs(10);
 
-const EXIT_OK: u8 = 0;
-const EXIT_FAILED: u8 = 1;
-const EXIT_CONFIGURATION: u8 = 2;
+pub(crate) const EXIT_OK: u8 = 0;
+pub(crate) const EXIT_FAILED: u8 = 1;
+pub(crate) const EXIT_CONFIGURATION: u8 = 2;
 
 #[derive(Clone, Debug, Default)]
 pub struct ServeOptions {
@@ -57,7 +57,7 @@ fn with_context<T>(config: &Config, f: impl FnOnce(&BuildContext<'_>) -> T) -> T
     f(&BuildContext { secrets: &config.secrets, sources: &config.sources, env: &env })
 }
 
-fn runner_handlers(config: &Config) -> Result<Vec<RunnerHandler>, String> {
+pub(crate) fn runner_handlers(config: &Config) -> Result<Vec<RunnerHandler>, String> {
     with_context(config, |context| {
         config.handlers.iter().map(|handler| runner_handler(handler, context)).collect()
     })
@@ -123,14 +123,14 @@ pub fn serve(options: &ServeOptions) -> u8 {
 }
 
 #[expect(clippy::print_stderr, reason = "a refusal to start is for whoever started it")]
-fn refuse(code: u8, lines: &[String]) -> u8 {
+pub(crate) fn refuse(code: u8, lines: &[String]) -> u8 {
     for line in lines {
         eprintln!("bluehook: {line}");
     }
     code
 }
 
-fn start_logging(log: &config::Log) {
+pub(crate) fn start_logging(log: &config::Log) {
     use std::io::IsTerminal;
     let terminal = std::io::stderr().is_terminal();
     // journald adds the time itself.
@@ -150,7 +150,7 @@ fn start_logging(log: &config::Log) {
     }
 }
 
-fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Store, String> {
+pub(crate) fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Store, String> {
     let options =
         StoreOptions { data_dir: config.data_dir.clone(), retention: config.retention.clone() };
     Store::open(Arc::new(RealDisk), options, Arc::clone(clock)).map_err(|error| match error {
@@ -164,7 +164,7 @@ fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Store, String> 
 }
 
 /// What the admin API may do to the replayer.
-struct Steering(ReplayHandle);
+pub(crate) struct Steering(pub(crate) ReplayHandle);
 
 impl admin::ReplayControl for Steering {
     fn set_paused(
@@ -237,7 +237,7 @@ impl Appliance {
     }
 }
 
-fn names(config: &Config) -> Vec<HandlerName> {
+pub(crate) fn names(config: &Config) -> Vec<HandlerName> {
     config.handlers.iter().map(|handler| handler.name.clone()).collect()
 }
 
@@ -355,19 +355,19 @@ fn announce(config: &Config, addresses: &[Listen], options: &ServeOptions, first
 }
 
 #[derive(PartialEq, Eq)]
-enum Wanted {
+pub(crate) enum Wanted {
     Reload,
     Stop,
 }
 
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Signals> {
+    pub(crate) fn new() -> std::io::Result<Signals> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -375,7 +375,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Wanted {
+    pub(crate) async fn next(&mut self) -> Wanted {
         tokio::select! {
             _ = self.terminate.recv() => Wanted::Stop,
             _ = self.interrupt.recv() => Wanted::Stop,
@@ -383,7 +383,7 @@ impl Signals {
         }
     }
 
-    async fn next_stop(&mut self) {
+    pub(crate) async fn next_stop(&mut self) {
         while self.next().await == Wanted::Reload {}
     }
 }

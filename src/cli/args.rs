@@ -85,6 +85,8 @@ pub enum Command {
         /// `-`: standard input
         file: PathBuf,
     },
+    /// A local stand-in for Blue Replies' sending side
+    Emulate(Emulate),
     /// The store of a stopped appliance
     #[command(subcommand)]
     Store(StoreCommand),
@@ -193,6 +195,30 @@ pub struct Trigger {
     pub set: Vec<String>,
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub count: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct Emulate {
+    /// Where its API listens; loopback only
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4010")]
+    pub listen: std::net::SocketAddr,
+    /// Divides the delays between attempts
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub time_scale: u32,
+    /// Endpoints, events and deliveries: a restart goes on with them
+    #[arg(long, value_name = "DIR", default_value = "./bluehook-emulator")]
+    pub data_dir: PathBuf,
+    /// What events are signed with (default: one made at the first start, in the data directory)
+    #[arg(long, value_name = "VALUE", env = "WEBHOOK_SECRET", hide_env_values = true)]
+    pub secret: Option<String>,
+}
+
+impl Emulate {
+    #[must_use]
+    pub fn options(self, quiet: bool) -> crate::emulator::EmulateOptions {
+        let Emulate { listen, time_scale, data_dir, secret } = self;
+        crate::emulator::EmulateOptions { listen, time_scale, data_dir, secret, quiet }
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -72,6 +72,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
             let load = settings::options(&cli.common);
             return crate::server::serve(&crate::server::ServeOptions { load, virtual_clock });
         }
+        Command::Emulate(chosen) => {
+            return crate::emulator::emulate(&chosen.options(cli.common.quiet));
+        }
         command => dispatch(&cli.common, command),
     };
     let Err(failure) = done else { return 0 };

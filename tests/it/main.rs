@@ -5,6 +5,7 @@ mod canonical;
 mod cli;
 #[path = "../crash/mod.rs"]
 mod crash;
+mod emulator;
 mod intake;
 mod lifecycle;
 mod load;

@@ -48,12 +48,29 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "emulator",
+        &[
+            "admin",
+            "clock",
+            "config",
+            "delivery",
+            "event",
+            "handler",
+            "replay",
+            "schedule",
+            "server",
+            "signature",
+            "store",
+        ],
+    ),
+    (
         "cli",
         &[
             "admin",
             "clock",
             "config",
             "delivery",
+            "emulator",
             "event",
             "handler",
             "server",
@@ -170,6 +187,7 @@ fn the_top_level_stays_as_it_is() {
         "LICENSE",
         "target",
         "bluehook-data",
+        "bluehook-emulator",
         "deny.toml",
     ];
     for entry in std::fs::read_dir(root()).unwrap() {
