@@ -150,7 +150,7 @@ pub(crate) fn start_logging(log: &config::Log) {
     }
 }
 
-pub(crate) fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Store, String> {
+fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Store, String> {
     let options =
         StoreOptions { data_dir: config.data_dir.clone(), retention: config.retention.clone() };
     Store::open(Arc::new(RealDisk), options, Arc::clone(clock)).map_err(|error| match error {

@@ -25,6 +25,8 @@ use crate::config::{self, Config, LogFormat};
 use crate::schedule::{Schedule, VENDOR_DELAYS};
 use crate::server::{self, EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, Signals};
 use crate::signature::{Policy, Scheme, Secret};
+use crate::store::disk::RealDisk;
+use crate::store::{OpenError, Store, StoreOptions};
 use registry::{Emulator, Parts};
 
 const SOURCE: &str = "bluereplies";
@@ -163,7 +165,7 @@ async fn run(options: &EmulateOptions, config: Config, secret: &str) -> Result<(
         format!("cannot listen on {}: {e}; choose another address with --listen", options.listen)
     })?;
     let address = listener.local_addr().unwrap_or(options.listen);
-    let store = server::open_store(&config, &clock)?;
+    let store = open_store(&config, &clock)?;
     let parts = Parts { store: store.clone(), clock: Arc::clone(&clock), config };
     let emulator = match Emulator::start(parts) {
         Ok(emulator) => Arc::new(emulator),
@@ -198,6 +200,19 @@ async fn run(options: &EmulateOptions, config: Config, secret: &str) -> Result<(
         () = signals.next_stop() => tracing::warn!("stopped at once; what was running runs again at the next start"),
     }
     Ok(())
+}
+
+fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Store, String> {
+    let options =
+        StoreOptions { data_dir: config.data_dir.clone(), retention: config.retention.clone() };
+    Store::open(Arc::new(RealDisk), options, Arc::clone(clock)).map_err(|error| match error {
+        OpenError::Locked { pid } => format!(
+            "cannot open {}: another bluehook{} runs on it; stop that one, or choose another folder with --data-dir",
+            config.data_dir.display(),
+            pid.map(|pid| format!(" (process {pid})")).unwrap_or_default(),
+        ),
+        OpenError::Other(line) => line,
+    })
 }
 
 /// Intake, of which there is none.

@@ -495,6 +495,15 @@ fn mistakes_are_answered_with_what_to_do() {
         let refused = binary().arg("emulate").args(arguments).output().unwrap();
         assert_eq!(refused.status.code(), Some(2), "{arguments:?}");
     }
+    let data = emulator.dir.path().join("data");
+    let second = binary()
+        .args(["emulate", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data)
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&second.stderr);
+    assert!(error.contains("another folder with --data-dir"), "{error}");
 }
 
 /// Answers as the vendor's article says a server should: the signature over the body parsed and written again.
