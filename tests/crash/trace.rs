@@ -94,7 +94,12 @@ pub fn read(file: &Path, root: &Path, pid: u32, before: usize) -> Vec<Traced> {
         if what.ends_with("resumed>") {
             continue;
         }
-        if let Some(start) = what.strip_suffix(" <unfinished ...>") {
+        // `= ?`: the process was killed in it, which strace notes in one way or the other.
+        let killed = what.strip_suffix(" = ?").map(|call| call.trim_end().trim_end_matches(')'));
+        if what.starts_with("<... ") && killed.is_some() {
+            continue;
+        }
+        if let Some(start) = what.strip_suffix(" <unfinished ...>").or(killed) {
             begun.insert(thread, (time, reader.complete(), start.to_owned()));
         } else if what.starts_with("<... ") {
             let rest = what.split_once(" resumed>").unwrap().1;
