@@ -40,7 +40,8 @@ pub fn run(command: &str, arguments: &[&OsStr]) -> String {
 /// An empty ext4 file system in a file.
 pub fn make_ext4(image: &Path, bytes: u64) {
     std::fs::File::create(image).unwrap().set_len(bytes).unwrap();
-    // Without the lazy work in the background, which would write at moments of its own.
+    // Blocks as on a disk of usual size, on which a page that can't be read lies in one file. And without the
+    // lazy work in the background, which would write at moments of its own.
     let options = "lazy_itable_init=0,lazy_journal_init=0";
     run(
         "mke2fs",
@@ -48,6 +49,8 @@ pub fn make_ext4(image: &Path, bytes: u64) {
             "-q".as_ref(),
             "-t".as_ref(),
             "ext4".as_ref(),
+            "-b".as_ref(),
+            "4096".as_ref(),
             "-E".as_ref(),
             options.as_ref(),
             image.as_ref(),
