@@ -7,14 +7,15 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::admin::{self, AdminContext};
-use crate::clock::{BoxFuture, Clock, FileClock, SystemClock};
+use crate::admin::{self, AdminContext, Door, Guard};
+use crate::clock::{BoxFuture, Clock, FileClock, SystemClock, Timestamp};
 use crate::config::{self, Config, Listen, LoadOptions, Loaded, LogFormat};
-use crate::delivery::HandlerName;
+use crate::delivery::{HandlerName, Seq};
 use crate::handler::{self, BuildContext};
 use crate::intake::{self, Intake};
 use crate::replay::planner::HandlerPlan;
 use crate::replay::runner::{self, ReplayHandle, RunnerHandler};
+use crate::replay::tally::Tally;
 use crate::store::disk::RealDisk;
 use crate::store::{AppendError, OpenError, Store, StoreOptions};
 
@@ -185,14 +186,29 @@ impl admin::ReplayControl for Steering {
             snapshot.into_iter().map(|h| (h.name, h.running as u64)).collect()
         })
     }
+
+    fn tally(&self) -> Arc<Tally> {
+        self.0.tally()
+    }
 }
 
-struct Refused(Arc<Intake>);
+struct Arrived(Arc<Intake>);
 
-impl admin::Rejections for Refused {
-    fn rejections(&self) -> Vec<serde_json::Value> {
-        let notes = self.0.rejections.snapshot();
-        notes.iter().filter_map(|note| serde_json::to_value(note).ok()).collect()
+impl admin::Arrivals for Arrived {
+    fn rejections(&self) -> Vec<intake::Note> {
+        self.0.rejections.snapshot()
+    }
+
+    fn counters(&self) -> intake::CounterView {
+        self.0.counters.snapshot()
+    }
+
+    fn answered_in_ms(&self, seq: Seq) -> Option<u64> {
+        self.0.counters.answered_in_ms(seq)
+    }
+
+    fn last_hour(&self) -> Vec<(Timestamp, intake::Minute)> {
+        self.0.last_hour()
     }
 }
 
@@ -254,9 +270,10 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     let listening = async {
         let mut passed = listenfd::ListenFd::from_env();
         let bound = intake::bind(&config.intake.listen, &mut passed).await?;
-        Ok::<_, String>((bound, admin::socket::bind(&config.admin.socket).await?))
+        let faces = Faces::bind(&config, &clock).await?;
+        Ok::<_, String>((bound, faces))
     };
-    let (bound, socket) = match listening.await {
+    let (bound, faces) = match listening.await {
         Ok(bound) => bound,
         Err(line) => {
             store.close().await;
@@ -270,14 +287,13 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     let appliance = Arc::new(Appliance { store, intake, replay, config: Mutex::new(config) });
     let accepting =
         tokio::spawn(intake::serve(bound, Arc::clone(&appliance.intake), stopping.clone(), DRAIN));
-    let administering = tokio::spawn(administer(
-        socket,
-        Arc::clone(&appliance),
-        clock,
-        addresses.clone(),
-        stopping,
-    ));
+    let page = faces.page.as_ref().map(|(_, door)| door.address);
+    let administering =
+        tokio::spawn(administer(faces, Arc::clone(&appliance), clock, addresses.clone(), stopping));
     announce(&appliance.config(), &addresses, options, first_start);
+    if let Some(address) = page {
+        tracing::info!("debugger page on http://{address}/: sign in with `bluehook debugger`");
+    }
 
     while signals.next().await == Wanted::Reload {
         appliance.reload(&options.load).await;
@@ -297,29 +313,63 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     Ok(())
 }
 
-async fn administer(
+/// Where the admin API listens.
+struct Faces {
     socket: admin::socket::Socket,
+    page: Option<(tokio::net::TcpListener, Arc<Door>)>,
+}
+
+impl Faces {
+    async fn bind(config: &Config, clock: &Arc<dyn Clock>) -> Result<Faces, String> {
+        let socket = admin::socket::bind(&config.admin.socket).await?;
+        let Some(address) = config.admin.listen else { return Ok(Faces { socket, page: None }) };
+        let page = async {
+            let listener = admin::tcp::bind(address).await?;
+            // Port 0 asks for any.
+            let address = listener.local_addr().unwrap_or(address);
+            let door = Door::open(&config.data_dir, address, Arc::clone(clock))?;
+            Ok::<_, String>((listener, Arc::new(door)))
+        };
+        // Events are taken in all the same: nobody is to lose one for want of a page.
+        let page = page.await.inspect_err(|line| tracing::error!("no debugger page: {line}")).ok();
+        Ok(Faces { socket, page })
+    }
+}
+
+async fn administer(
+    faces: Faces,
     appliance: Arc<Appliance>,
     clock: Arc<dyn Clock>,
     addresses: Vec<Listen>,
-    mut stopping: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
 ) {
     let started_at = clock.now().wall;
     let context = AdminContext {
         store: appliance.store.clone(),
         replay: Arc::new(Steering(appliance.replay.clone())),
-        rejections: Arc::new(Refused(Arc::clone(&appliance.intake))),
+        arrivals: Arc::new(Arrived(Arc::clone(&appliance.intake))),
+        door: faces.page.as_ref().map(|(_, door)| Arc::clone(door)),
         config: Arc::new(move || appliance.config()),
         clock,
         intake: addresses,
         started_at,
         stopped: false,
     };
-    let stop = async move {
+    let stop = |mut stopping: watch::Receiver<bool>| async move {
         // An error means that the sender is gone: that is a stop, too.
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    admin::socket::serve(socket, admin::routes::responder(Arc::new(context)), stop).await;
+    let api = admin::routes::responder(Arc::new(context));
+    let page = async {
+        if let Some((listener, door)) = faces.page {
+            let guard = Guard::new(door);
+            admin::tcp::serve(listener, guard, Arc::clone(&api), stop(stopping.clone())).await;
+        }
+    };
+    tokio::join!(
+        admin::socket::serve(faces.socket, Arc::clone(&api), stop(stopping.clone())),
+        page
+    );
 }
 
 /// Says where events come in and, on the very first start, how to send one.

@@ -3,16 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::StatusCode;
+
 use super::body::{Answer, json};
 use super::change::wait_shown;
 use super::problem::Problem;
 use super::query::{self, ListQuery};
-use super::wire::{DeliveryItem, DeliveryJson, EventJson, PageJson};
+use super::wire::{
+    AnswerJson, ConflictJson, DeliveryItem, DeliveryJson, EventItem, EventJson, PageJson, Preview,
+};
 use super::{AdminContext, AnswerBody};
 use crate::delivery::Seq;
 use crate::event::Event;
+use crate::store::record::ConflictBody;
+use crate::store::transfer::text_or_base64;
 use crate::store::{Page, Store, StoredDelivery, StoredEvent};
 
+/// Of a payload, in brief items.
+const PREVIEW_CHARS: usize = 600;
 /// How long a read waits for the index.
 const READ_WAIT: Duration = Duration::from_secs(1);
 
@@ -33,12 +41,42 @@ async fn caught_up(cx: &Arc<AdminContext>) {
 }
 
 /// The event as people see it: an attempt that was begun is running, unless nothing runs at all.
-fn event_json(cx: &AdminContext, stored: &StoredEvent) -> EventJson {
-    let mut json = EventJson::of(&cx.store, stored);
-    for (shown, stored) in json.deliveries.iter_mut().zip(&stored.deliveries) {
+pub fn event_item(cx: &AdminContext, stored: &StoredEvent, brief: bool) -> EventItem {
+    let mut event = EventJson::of(&cx.store, stored);
+    for (shown, stored) in event.deliveries.iter_mut().zip(&stored.deliveries) {
         show_running(cx, shown, stored);
+        if brief {
+            shorten(shown);
+        }
     }
-    json
+    let brief = brief.then(|| {
+        event.headers.clear();
+        (event.payload, event.payload_base64) = (None, None);
+        preview(&stored.event.new.body)
+    });
+    let took_ms = cx.arrivals.answered_in_ms(event.seq);
+    let answer = took_ms.map(|took_ms| AnswerJson { status: StatusCode::OK.as_u16(), took_ms });
+    EventItem { event, answer, conflicts: Vec::new(), brief }
+}
+
+fn shorten(delivery: &mut DeliveryJson) {
+    for attempt in &mut delivery.attempts {
+        (attempt.request, attempt.response) = (None, None);
+    }
+}
+
+fn preview(body: &[u8]) -> Preview {
+    // Four bytes hold any character.
+    let start = String::from_utf8_lossy(&body[..body.len().min(PREVIEW_CHARS * 4)]);
+    let preview = start.chars().take(PREVIEW_CHARS).collect();
+    Preview { payload_bytes: body.len() as u64, preview }
+}
+
+fn conflict_json(body: ConflictBody) -> ConflictJson {
+    let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
+    let headers = body.headers.into_iter().map(|(name, value)| (name, text(value))).collect();
+    let (payload, payload_base64) = text_or_base64(&body.body);
+    ConflictJson { headers, payload, payload_base64 }
 }
 
 fn show_running(cx: &AdminContext, shown: &mut DeliveryJson, stored: &StoredDelivery) {
@@ -49,14 +87,20 @@ fn show_running(cx: &AdminContext, shown: &mut DeliveryJson, stored: &StoredDeli
 }
 
 pub async fn events(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem> {
-    let ListQuery { filter, limit, cursor } = query::list(query)?;
+    let ListQuery { filter, limit, cursor, brief } = query::list(query)?;
     caught_up(cx).await;
     let page = blocking(cx, move |store| store.list_events(&filter, cursor, limit)).await?;
-    Ok(answer(cx, page, |stored| [event_json(cx, &stored)]))
+    Ok(answer(cx, page, |stored| [event_item(cx, &stored, brief)]))
 }
 
-/// The events that `id` names: by `eventId` (one per source), else by sequence number.
+/// The events that `id` names: by `eventId` (one per source), else by sequence number. `seq:18` is the event with
+/// that number, even where another one has "18" for its id.
 pub fn resolve(store: &Store, id: &str) -> Vec<Seq> {
+    if let Some(seq) = id.strip_prefix("seq:").and_then(|seq| seq.parse().ok())
+        && store.event(seq).is_some()
+    {
+        return vec![seq];
+    }
     let found = store.find(id);
     if !found.is_empty() {
         return found;
@@ -80,17 +124,21 @@ pub async fn event(cx: &Arc<AdminContext>, query: &str, id: &str) -> Result<Answ
     let wanted = id.to_owned();
     // The first, where several sources used the same id: the others came of it, or have other sequence numbers.
     let found = blocking(cx, move |store| {
-        resolve(store, &wanted).into_iter().min().and_then(|seq| store.stored_event(seq))
+        let seq = resolve(store, &wanted).into_iter().min()?;
+        Some((store.stored_event(seq)?, store.conflicts(seq)))
     });
     match found.await? {
-        Some(stored) => Ok(json(&event_json(cx, &stored))),
+        Some((stored, conflicts)) => {
+            let conflicts = conflicts.into_iter().map(conflict_json).collect();
+            Ok(json(&EventItem { conflicts, ..event_item(cx, &stored, false) }))
+        }
         None => Err(no_such_event(&cx.store, id)),
     }
 }
 
 /// The deliveries of the events in a page.
 pub async fn deliveries(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem> {
-    let ListQuery { filter, limit, cursor } = query::list(query)?;
+    let ListQuery { filter, limit, cursor, brief } = query::list(query)?;
     let wanted = filter.clone();
     caught_up(cx).await;
     let page = blocking(cx, move |store| store.list_events(&filter, cursor, limit)).await?;
@@ -102,20 +150,23 @@ pub async fn deliveries(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, P
                 && status.is_none_or(|s| s == d.delivery.state.name())
         };
         let deliveries = stored.deliveries.iter().filter(fits);
-        deliveries.map(|d| item(cx, &stored.event, d)).collect::<Vec<_>>()
+        deliveries.map(|d| item(cx, &stored.event, d, brief)).collect::<Vec<_>>()
     }))
 }
 
 pub async fn dead(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Problem> {
-    let ListQuery { filter, limit, cursor } = query::list(query)?;
+    let ListQuery { filter, limit, cursor, brief } = query::list(query)?;
     caught_up(cx).await;
     let page = blocking(cx, move |store| store.list_dead(&filter, cursor, limit)).await?;
-    Ok(answer(cx, page, |(event, delivery)| [item(cx, &event, &delivery)]))
+    Ok(answer(cx, page, |(event, delivery)| [item(cx, &event, &delivery, brief)]))
 }
 
-fn item(cx: &AdminContext, event: &Event, stored: &StoredDelivery) -> DeliveryItem {
+fn item(cx: &AdminContext, event: &Event, stored: &StoredDelivery, brief: bool) -> DeliveryItem {
     let mut delivery = DeliveryJson::of(&cx.store, stored);
     show_running(cx, &mut delivery, stored);
+    if brief {
+        shorten(&mut delivery);
+    }
     DeliveryItem {
         seq: event.seq,
         event_id: event.new.id.clone(),

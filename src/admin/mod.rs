@@ -3,9 +3,15 @@
 //! [`socket`] listens, [`routes`] answers; the modules below it do one group of routes each. Handlers
 //! are never called from here: what is to run is written to the store and the replayer finds it.
 
+mod activity;
 mod body;
 mod change;
+mod door;
+mod guard;
 mod lists;
+mod metrics;
+mod openapi;
+mod page;
 mod problem;
 mod query;
 pub mod routes;
@@ -15,6 +21,7 @@ pub mod serve;
 pub mod socket;
 mod status;
 mod stream;
+pub mod tcp;
 #[cfg(test)]
 mod testing;
 mod transfer;
@@ -24,12 +31,16 @@ pub mod wire;
 use std::sync::Arc;
 
 pub use body::{Answer, AnswerBody, json};
+pub use door::Door;
+pub use guard::Guard;
 pub use problem::Problem;
 pub use wanted::Wanted;
 
 use crate::clock::{BoxFuture, Clock, Timestamp};
 use crate::config::{Config, Listen};
-use crate::delivery::HandlerName;
+use crate::delivery::{HandlerName, Seq};
+use crate::intake::{CounterView, Minute, Note};
+use crate::replay::tally::Tally;
 use crate::store::{AppendError, Store};
 
 /// The replayer, as far as the API steers it.
@@ -43,11 +54,29 @@ pub trait ReplayControl: Send + Sync {
     fn nudge(&self) -> BoxFuture<'_, ()>;
     /// How many attempts run now, per handler.
     fn running(&self) -> BoxFuture<'_, Vec<(HandlerName, u64)>>;
+    /// What attempts came to.
+    fn tally(&self) -> Arc<Tally> {
+        Arc::default()
+    }
 }
 
-/// The ring of requests that intake refused, newest first.
-pub trait Rejections: Send + Sync {
-    fn rejections(&self) -> Vec<serde_json::Value>;
+/// Intake, as far as the API shows it. Without one nothing has arrived.
+pub trait Arrivals: Send + Sync {
+    /// Requests that left no event, newest first.
+    fn rejections(&self) -> Vec<Note> {
+        Vec::new()
+    }
+    fn counters(&self) -> CounterView {
+        CounterView::default()
+    }
+    /// How long the 200 for an event took, where that is known.
+    fn answered_in_ms(&self, _seq: Seq) -> Option<u64> {
+        None
+    }
+    /// Minute by minute, oldest first.
+    fn last_hour(&self) -> Vec<(Timestamp, Minute)> {
+        Vec::new()
+    }
 }
 
 /// All that the API needs of the rest.
@@ -57,9 +86,11 @@ pub struct AdminContext {
     pub config: Arc<dyn Fn() -> Arc<Config> + Send + Sync>,
     pub clock: Arc<dyn Clock>,
     pub replay: Arc<dyn ReplayControl>,
-    pub rejections: Arc<dyn Rejections>,
+    pub arrivals: Arc<dyn Arrivals>,
     /// Where intake listens in fact.
     pub intake: Vec<Listen>,
+    /// How the page is signed in to; `None` where it is not served.
+    pub door: Option<Arc<Door>>,
     pub started_at: Timestamp,
     /// The store of a stopped appliance, opened for reading: nothing runs.
     pub stopped: bool,

@@ -17,13 +17,15 @@ pub struct ListQuery {
     pub filter: EventFilter,
     pub limit: usize,
     pub cursor: Option<Seq>,
+    /// Without headers, payloads and what attempts sent and got.
+    pub brief: bool,
 }
 
 /// # Errors
 /// An unknown or repeated parameter, or a value that is none.
 pub fn list(query: &str) -> Result<ListQuery, Problem> {
     let mut selection = Selection::default();
-    let (mut limit, mut cursor) = (PAGE_DEFAULT, None);
+    let (mut limit, mut cursor, mut brief) = (PAGE_DEFAULT, None, false);
     let mut seen = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         let name = name.into_owned();
@@ -33,12 +35,32 @@ pub fn list(query: &str) -> Result<ListQuery, Problem> {
         match name.as_str() {
             "limit" => limit = limit_of(&value)?,
             "cursor" => cursor = Some(cursor_of(&value)?),
+            "brief" => brief = bool_of(&name, &value)?,
             filter if FILTERS.contains(&filter) => set(&mut selection, filter, &value),
             other => return Err(unknown(other)),
         }
         seen.push(name);
     }
-    Ok(ListQuery { filter: filter(&selection)?, limit, cursor })
+    Ok(ListQuery { filter: filter(&selection)?, limit, cursor, brief })
+}
+
+/// For a route that knows `brief` alone.
+///
+/// # Errors
+/// As [`list`].
+pub fn brief(query: &str) -> Result<bool, Problem> {
+    let mut brief = None;
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if name != "brief" || brief.is_some() {
+            return Err(Problem::bad(format!("unknown parameter {name:?}; known is brief, once")));
+        }
+        brief = Some(bool_of(&name, &value)?);
+    }
+    Ok(brief.unwrap_or(false))
+}
+
+fn bool_of(name: &str, value: &str) -> Result<bool, Problem> {
+    value.parse().map_err(|_| Problem::bad(format!("{name} {value:?} is neither true nor false")))
 }
 
 /// Refuses any parameter, for routes that take none.
@@ -56,7 +78,7 @@ pub fn none(query: &str) -> Result<(), Problem> {
 
 fn unknown(name: &str) -> Problem {
     let known = FILTERS.join(", ");
-    Problem::bad(format!("unknown parameter {name:?}; known are {known}, limit, cursor"))
+    Problem::bad(format!("unknown parameter {name:?}; known are {known}, limit, cursor, brief"))
 }
 
 fn set(selection: &mut Selection, name: &str, value: &str) {

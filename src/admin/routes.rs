@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 use super::body::{Answer, full, json};
 use super::problem::Problem;
 use super::{
-    AdminContext, change, lists, query, sample, send, socket, status, stream, transfer, wire,
+    AdminContext, activity, change, door, lists, metrics, openapi, query, sample, send, socket,
+    status, stream, transfer, wire,
 };
 use crate::store::audit::Pace;
 
@@ -51,11 +52,12 @@ where
         _ => return Err(no_such_path(&path)),
     };
     let wanted = match api {
-        ["replay" | "trigger" | "import"]
+        ["replay" | "trigger" | "import" | "signin"]
         | ["dead", "replay" | "discard"]
         | ["store", "check"]
         | ["handlers", _, "pause" | "resume"] => Method::POST,
         ["events" | "deliveries" | "dead" | "rejections" | "handlers" | "status" | "export"]
+        | ["activity" | "openapi.json"]
         | ["events", _] => Method::GET,
         _ => return Err(no_such_path(&path)),
     };
@@ -74,7 +76,7 @@ where
         ["dead"] => lists::dead(cx, &query).await,
         ["rejections"] => {
             query::none(&query)?;
-            let items = cx.rejections.rejections();
+            let items = cx.arrivals.rejections();
             Ok(json(&wire::PageJson { items, next_cursor: None, note: None }))
         }
         ["handlers"] => {
@@ -82,12 +84,21 @@ where
             let items = status::handlers(cx).await?;
             Ok(json(&wire::PageJson { items, next_cursor: None, note: None }))
         }
+        ["activity"] => {
+            query::none(&query)?;
+            Ok(json(&activity::last_hour(cx)))
+        }
+        ["openapi.json"] => {
+            query::none(&query)?;
+            Ok(full(StatusCode::OK, "application/json", openapi::DOCUMENT))
+        }
         ["status"] => {
             query::none(&query)?;
             Ok(json(&status::status(cx).await?))
         }
         ["export"] => transfer::export(cx, &query).await,
         ["import"] => Ok(json(&transfer::import(cx, body).await?)),
+        ["signin"] => Ok(json(&sign_in(cx)?)),
         ["replay"] => Ok(json(&change::replay(cx, read_json(body).await?).await?)),
         ["dead", "replay"] => Ok(json(&change::dead_replay(cx, read_json(body).await?).await?)),
         ["dead", _] => Ok(json(&change::dead_discard(cx, read_json(body).await?).await?)),
@@ -117,7 +128,7 @@ async fn probe(cx: &Arc<AdminContext>, method: &Method, name: &str) -> Result<An
             None => Ok(full(StatusCode::OK, text, "ready\n")),
             Some(why) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)),
         },
-        _ => Ok(full(StatusCode::OK, "text/plain; version=0.0.4", status::metrics(cx).await?)),
+        _ => Ok(full(StatusCode::OK, "text/plain; version=0.0.4", metrics::metrics(cx).await?)),
     }
 }
 
@@ -162,6 +173,15 @@ where
 async fn pause(cx: &Arc<AdminContext>, name: &str, paused: bool) -> Result<(), Problem> {
     let handler = change::known_handler(cx, name)?;
     cx.replay.set_paused(handler, paused).await.map_err(Problem::append)
+}
+
+/// A link that signs in to the page.
+fn sign_in(cx: &AdminContext) -> Result<wire::SignIn, Problem> {
+    let door = cx.door.as_ref().ok_or_else(|| {
+        Problem::unavailable("the page is not served: set admin.listen, then restart")
+    })?;
+    let url = door.link().map_err(Problem::internal)?;
+    Ok(wire::SignIn { url, works_for_seconds: door::CODE_LIFE.as_secs() })
 }
 
 /// Signs and sends one sample to our own intake.

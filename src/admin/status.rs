@@ -1,7 +1,6 @@
-//! How things stand: for people, for probes and for Prometheus.
+//! How things stand: for people and for probes.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::AdminContext;
@@ -54,7 +53,7 @@ pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Proble
 }
 
 /// A running retry is among the scheduled; a running first attempt lies behind the cursor.
-fn waiting(h: &HandlerJson) -> u64 {
+pub fn waiting(h: &HandlerJson) -> u64 {
     h.scheduled.max(h.running) + h.behind
 }
 
@@ -125,40 +124,4 @@ pub async fn not_ready(cx: &Arc<AdminContext>) -> Result<Option<String>, Problem
         Health::Failed => "not accepting events: the log cannot be written; check the disk",
     };
     Ok(Some(stats.note.unwrap_or_else(|| why.to_owned())))
-}
-
-pub async fn metrics(cx: &Arc<AdminContext>) -> Result<String, Problem> {
-    let status = status(cx).await?;
-    let up = u64::from(matches!(status.health.as_str(), "ok" | "rebuilding"));
-    let mut out = String::new();
-    for (name, help, value) in [
-        ("bluehook_accepting", "1 while events are accepted.", up),
-        ("bluehook_events", "Events in the log.", status.events),
-        ("bluehook_durable_seq", "The newest durable record.", status.durable_seq),
-        ("bluehook_log_bytes", "Size of the log.", status.log_bytes),
-        ("bluehook_index_bytes", "Size of the index.", status.index_bytes),
-        ("bluehook_disk_free_bytes", "Free space beside the data.", status.disk_free_bytes),
-        (
-            "bluehook_damaged_ranges",
-            "Ranges of records lost to damage.",
-            status.damage.len() as u64,
-        ),
-    ] {
-        let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
-    }
-    type Read = fn(&HandlerJson) -> u64;
-    let gauges: [(&str, &str, Read); 4] = [
-        ("bluehook_handler_scheduled", "Deliveries that wait for an attempt.", |h| h.scheduled),
-        ("bluehook_handler_running", "Attempts that run now.", |h| h.running),
-        ("bluehook_handler_dead", "Dead deliveries.", |h| h.dead),
-        ("bluehook_handler_behind", "Events that the handler has yet to look at.", |h| h.behind),
-    ];
-    for (name, help, read) in gauges {
-        let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n");
-        for handler in &status.handlers {
-            // Names of handlers hold nothing that needs an escape.
-            let _ = writeln!(out, "{name}{{handler=\"{}\"}} {}", handler.name, read(handler));
-        }
-    }
-    Ok(out)
 }

@@ -8,10 +8,10 @@ use tokio::sync::mpsc;
 
 use super::AdminContext;
 use super::body::{Answer, stream};
-use super::lists::blocking;
+use super::lists::{blocking, event_item};
 use super::problem::Problem;
 use super::query;
-use super::wire::{AttemptJson, EventJson, StreamItem, due_of};
+use super::wire::{AttemptJson, StreamItem, due_of};
 use crate::delivery::Seq;
 use crate::store::record::Record;
 use crate::store::{Store, StoredEvent};
@@ -30,7 +30,7 @@ pub fn events(
     query: &str,
     last_id: Option<&str>,
 ) -> Result<Answer, Problem> {
-    query::none(query)?;
+    let brief = query::brief(query)?;
     let from = match last_id {
         None => cx.store.progress().borrow().applied + 1,
         Some(text) => match text.trim().parse::<Seq>() {
@@ -39,11 +39,16 @@ pub fn events(
         },
     };
     let (tx, answer) = stream("text/event-stream");
-    tokio::spawn(feed(cx.clone(), from, tx));
+    tokio::spawn(feed(cx.clone(), from, brief, tx));
     Ok(answer)
 }
 
-async fn feed(cx: Arc<AdminContext>, mut from: Seq, tx: mpsc::Sender<std::io::Result<Bytes>>) {
+async fn feed(
+    cx: Arc<AdminContext>,
+    mut from: Seq,
+    brief: bool,
+    tx: mpsc::Sender<std::io::Result<Bytes>>,
+) {
     let mut progress = cx.store.progress();
     let mut stuck = 0;
     let mut chunk = Bytes::from_static(b": bluehook\n\n");
@@ -55,7 +60,7 @@ async fn feed(cx: Arc<AdminContext>, mut from: Seq, tx: mpsc::Sender<std::io::Re
         chunk = loop {
             let applied = progress.borrow_and_update().applied;
             if from <= applied {
-                match read(&cx, from, applied).await {
+                match read(&cx, from, applied, brief).await {
                     Ok((text, next)) => {
                         stuck = if next > from { 0 } else { stuck + 1 };
                         if stuck > STUCK_TRIES {
@@ -87,13 +92,19 @@ async fn feed(cx: Arc<AdminContext>, mut from: Seq, tx: mpsc::Sender<std::io::Re
     }
 }
 
-async fn read(cx: &Arc<AdminContext>, from: Seq, applied: Seq) -> Result<(String, Seq), Problem> {
+async fn read(
+    cx: &Arc<AdminContext>,
+    from: Seq,
+    applied: Seq,
+    brief: bool,
+) -> Result<(String, Seq), Problem> {
+    let context = cx.clone();
     blocking(cx, move |store| {
         let (records, next) = store.records_from(from, STEP);
         let items = records.into_iter().filter(|(seq, _)| *seq <= applied);
         let mut text = String::new();
         for (seq, record) in items {
-            if let Some(item) = item(store, seq, record) {
+            if let Some(item) = item(&context, store, seq, record, brief) {
                 let json = serde_json::to_string(&item).unwrap_or_default();
                 text.push_str(&format!("id: {seq}\ndata: {json}\n\n"));
             }
@@ -103,13 +114,19 @@ async fn read(cx: &Arc<AdminContext>, from: Seq, applied: Seq) -> Result<(String
     .await
 }
 
-fn item(store: &Store, seq: Seq, record: Record) -> Option<StreamItem> {
+fn item(
+    cx: &AdminContext,
+    store: &Store,
+    seq: Seq,
+    record: Record,
+    brief: bool,
+) -> Option<StreamItem> {
     match record {
         Record::Event(_) => {
             let event = store.event(seq)?;
             let deliveries = Vec::new();
             let stored = StoredEvent { event, duplicates: 0, conflict: false, deliveries };
-            Some(StreamItem::Event(EventJson::of(store, &stored)))
+            Some(StreamItem::Event(event_item(cx, &stored, brief)))
         }
         Record::AttemptFinished { key, attempt, next } => {
             let event = store.event(key.event)?;
@@ -120,7 +137,10 @@ fn item(store: &Store, seq: Seq, record: Record) -> Option<StreamItem> {
                 handler: key.handler.to_string(),
                 state: next.name().to_owned(),
                 due_at: due_of(store, &next),
-                attempt: AttemptJson::from(&attempt),
+                attempt: match brief {
+                    true => AttemptJson { request: None, response: None, ..(&attempt).into() },
+                    false => (&attempt).into(),
+                },
             })
         }
         _ => None,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{AdminContext, Rejections, ReplayControl};
+use super::{AdminContext, Arrivals, ReplayControl};
 use crate::clock::{BoxFuture, Clock, TestClock, Timestamp};
 use crate::config::{Config, LoadOptions, Retention};
 use crate::delivery::{Attempt, DeliveryKey, HandlerName, Outcome, Seq, State};
@@ -33,11 +33,7 @@ impl ReplayControl for Still {
     }
 }
 
-impl Rejections for Still {
-    fn rejections(&self) -> Vec<serde_json::Value> {
-        Vec::new()
-    }
-}
+impl Arrivals for Still {}
 
 /// The API as it is with these `[[handler]]`s.
 pub fn context(handlers: &str) -> Arc<AdminContext> {
@@ -57,7 +53,8 @@ pub fn context(handlers: &str) -> Arc<AdminContext> {
         config: Arc::new(move || config.clone()),
         clock,
         replay: Arc::new(Still),
-        rejections: Arc::new(Still),
+        arrivals: Arc::new(Still),
+        door: None,
         intake: Vec::new(),
         started_at: WALL,
         stopped: false,

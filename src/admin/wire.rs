@@ -14,6 +14,77 @@ pub use crate::store::transfer::{AttemptJson, DeliveryJson, EventJson};
 /// Beyond it, what a handler has yet to look at is not counted.
 pub const BACKLOG_COUNT_MAX: u64 = 10_000;
 
+/// An event as the API shows it, with what isn't in the log's own record of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventItem {
+    #[serde(flatten)]
+    pub event: EventJson,
+    /// What the sender was told. Known for the newest events of this process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<AnswerJson>,
+    /// Other bodies that came with the same id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conflicts: Vec<ConflictJson>,
+    /// In brief items, instead of headers, payload and what attempts sent and got.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub brief: Option<Preview>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preview {
+    pub payload_bytes: u64,
+    /// The first characters of the payload.
+    pub preview: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AnswerJson {
+    pub status: u16,
+    pub took_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConflictJson {
+    pub headers: Vec<(String, String)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_base64: Option<String>,
+}
+
+/// One minute of the last hour.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MinuteJson {
+    /// When it began.
+    pub at: String,
+    pub received: u64,
+    pub acknowledged: u64,
+    pub refused: u64,
+    /// At most so long took half of the acknowledgements; a bucket's bound.
+    pub ack_median_ms: Option<u64>,
+    pub ack_max_ms: u64,
+    pub attempts: u64,
+    /// Of those, the ones that did not deliver.
+    pub failed: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActivityJson {
+    pub minutes: Vec<MinuteJson>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SignIn {
+    pub url: String,
+    pub works_for_seconds: u64,
+}
+
 /// A delivery together with what names its event: items of `/deliveries` and `/dead`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -110,7 +181,7 @@ impl From<&CheckReport> for CheckJson {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase")]
 pub enum StreamItem {
-    Event(EventJson),
+    Event(EventItem),
     Attempt {
         seq: Seq,
         #[serde(rename = "eventId")]

@@ -71,6 +71,12 @@ pub enum Command {
     },
     /// Health, backlog, disk and handlers; exits 0 healthy, 1 degraded, 4 not running
     Status,
+    /// Print a link that signs a browser in to the debugger page, once
+    Debugger {
+        /// Open it, too
+        #[arg(long)]
+        open: bool,
+    },
     /// Sign and send a realistic test event
     Trigger(Trigger),
     /// Whole events and deliveries as JSON lines, to standard output

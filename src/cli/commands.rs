@@ -10,7 +10,8 @@ use super::client::{Client, empty, read};
 use super::render::{Style, escape};
 use super::{FAILED, Failure, USAGE, print, print_json, settings, show, stopped, tail};
 use crate::admin::wire::{
-    Changed, EventJson, Imported, PageJson, Selection, StatusJson, TriggerRequest, Triggered,
+    Changed, EventItem, Imported, PageJson, Selection, SignIn, StatusJson, TriggerRequest,
+    Triggered,
 };
 use crate::admin::{sample, send};
 use crate::clock::{Clock as _, SystemClock, Timestamp};
@@ -49,11 +50,33 @@ pub async fn run(common: &Common, command: Command) -> Result<(), Failure> {
             let changed: Changed = client.post("/api/v1/replay", &selection).await?;
             report(common, "to run again", &changed)
         }
+        Command::Debugger { open } => debugger(common, &client, open).await,
         Command::Status => status(common, &client).await,
         Command::Export { since, until } => export(&client, since, until).await,
         Command::Import { file } => import(common, &client, &file).await,
         _ => Err(Failure::usage("this verb needs no appliance")),
     }
+}
+
+async fn debugger(common: &Common, client: &Client, open: bool) -> Result<(), Failure> {
+    let link: SignIn = client.post("/api/v1/signin", &()).await?;
+    match common.json {
+        true => print_json(&link)?,
+        false => print(&format!("{}\n", link.url))?,
+    }
+    if !common.quiet && !common.json {
+        let minutes = link.works_for_seconds / 60;
+        super::warn(&format!("the link works once, within {minutes} minutes, on this machine"));
+    }
+    if open {
+        let opened = std::process::Command::new("xdg-open").arg(&link.url).status();
+        if !opened.is_ok_and(|status| status.success()) {
+            return Err(Failure::failed(
+                "cannot open a browser (xdg-open fails); open the link above by hand",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn selection(f: Filter, handler: Option<String>) -> Selection {
@@ -132,11 +155,11 @@ fn now() -> Timestamp {
 async fn show(common: &Common, client: &Client, id: &str) -> Result<(), Failure> {
     let id: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
     let id = id.replace('+', "%20");
-    let event: EventJson = client.get(&format!("/api/v1/events/{id}")).await?;
+    let item: EventItem = client.get(&format!("/api/v1/events/{id}")).await?;
     if common.json {
-        return print_json(&event);
+        return print_json(&item);
     }
-    print(&show::event(&event, now(), Style::of(common)))
+    print(&show::event(&item, now(), Style::of(common)))
 }
 
 async fn dead_change(

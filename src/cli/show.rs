@@ -3,7 +3,8 @@
 use super::render::{Cell, Style, bytes, escape, table};
 use super::time::relative;
 use crate::admin::wire::{
-    BACKLOG_COUNT_MAX, DeliveryItem, DeliveryJson, EventJson, HandlerJson, LostJson, StatusJson,
+    BACKLOG_COUNT_MAX, DeliveryItem, DeliveryJson, EventItem, EventJson, HandlerJson, LostJson,
+    StatusJson,
 };
 use crate::clock::Timestamp;
 
@@ -54,7 +55,8 @@ pub fn dead(items: &[DeliveryItem], now: Timestamp, style: Style) -> String {
     table(&head, items.iter().map(row).collect(), style)
 }
 
-pub fn event(event: &EventJson, now: Timestamp, style: Style) -> String {
+pub fn event(item: &EventItem, now: Timestamp, style: Style) -> String {
+    let event = &item.event;
     let mut text = format!(
         "{}  {}\nsource {}, seq {}, received {} ({}), signature {}, duplicates {}{}\n",
         escape(&event.event_id),
@@ -69,6 +71,13 @@ pub fn event(event: &EventJson, now: Timestamp, style: Style) -> String {
     );
     let payload = event.payload.as_deref().or(event.payload_base64.as_deref()).unwrap_or_default();
     text.push_str(&format!("{}\n", escape(payload)));
+    if let Some(answer) = &item.answer {
+        text.push_str(&format!("answered {} in {} ms\n", answer.status, answer.took_ms));
+    }
+    for other in &item.conflicts {
+        let payload = other.payload.as_deref().or(other.payload_base64.as_deref());
+        text.push_str(&format!("another body: {}\n", escape(payload.unwrap_or_default())));
+    }
     for d in &event.deliveries {
         let due = d.due_at.as_ref().map(|due| format!(", due {}", relative(due, now)));
         let state = style.paint(&d.state, &escape(&d.state));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::args::{Command, Common, Dead, Events};
 use super::client::Client;
 use super::{Failure, settings};
-use crate::admin::{AdminContext, Rejections, ReplayControl};
+use crate::admin::{AdminContext, Arrivals, ReplayControl};
 use crate::clock::{BoxFuture, Clock, SystemClock};
 use crate::delivery::HandlerName;
 use crate::store::disk::RealDisk;
@@ -49,7 +49,8 @@ pub async fn client(common: &Common, command: &Command) -> Result<Client, Failur
         config: Arc::new(move || Arc::clone(&config)),
         clock,
         replay: Arc::new(Nothing),
-        rejections: Arc::new(Nothing),
+        arrivals: Arc::new(Nothing),
+        door: None,
         intake: Vec::new(),
         started_at,
         stopped: true,
@@ -74,8 +75,4 @@ impl ReplayControl for Nothing {
     }
 }
 
-impl Rejections for Nothing {
-    fn rejections(&self) -> Vec<serde_json::Value> {
-        Vec::new()
-    }
-}
+impl Arrivals for Nothing {}

@@ -7,7 +7,7 @@ use super::args::Common;
 use super::client::{Client, empty};
 use super::render::{Style, escape};
 use super::{Failure, print};
-use crate::admin::wire::StreamItem;
+use crate::admin::wire::{EventItem, StreamItem};
 
 pub async fn tail(common: &Common, client: &Client) -> Result<(), Failure> {
     let style = Style::of(common);
@@ -35,7 +35,7 @@ pub async fn tail(common: &Common, client: &Client) -> Result<(), Failure> {
 /// `-->` came in, `<--` what a handler made of it.
 fn line_of(item: &StreamItem, style: Style) -> String {
     match item {
-        StreamItem::Event(e) => format!(
+        StreamItem::Event(EventItem { event: e, .. }) => format!(
             "--> {} {} {} from {}\n",
             escape(&e.received_at),
             escape(&e.kind),

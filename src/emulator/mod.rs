@@ -218,11 +218,7 @@ fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> Result<Store, String> 
 /// Intake, of which there is none.
 struct NothingArrives;
 
-impl admin::Rejections for NothingArrives {
-    fn rejections(&self) -> Vec<serde_json::Value> {
-        Vec::new()
-    }
-}
+impl admin::Arrivals for NothingArrives {}
 
 /// For the routes that the emulator has in common with the appliance.
 fn admin_context(emulator: &Arc<Emulator>, clock: Arc<dyn Clock>) -> Arc<AdminContext> {
@@ -233,7 +229,8 @@ fn admin_context(emulator: &Arc<Emulator>, clock: Arc<dyn Clock>) -> Arc<AdminCo
         config: Arc::new(move || configured.config()),
         clock,
         replay: Arc::new(server::Steering(emulator.replay.clone())),
-        rejections: Arc::new(NothingArrives),
+        arrivals: Arc::new(NothingArrives),
+        door: None,
         intake: Vec::new(),
         started_at,
         stopped: false,

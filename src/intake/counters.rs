@@ -1,14 +1,17 @@
-//! What intake has done since the start, for the status and the metrics.
+//! What intake has done since the start, for the page and the metrics.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
-
 use super::answer::{Answer, Reason};
+use crate::clock::{Moment, Timestamp};
+use crate::delivery::Seq;
+use crate::tally::{self, Durations, DurationsView, LastHour};
 
-/// Upper bounds of the acknowledgement's latency buckets; one more bucket holds the rest.
-pub const LATENCY_BOUNDS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000];
+/// Of so many events it is known how fast they were answered.
+const ANSWERS_MAX: usize = 10_000;
 
 #[derive(Default)]
 pub struct Counters {
@@ -18,13 +21,23 @@ pub struct Counters {
     pings: AtomicU64,
     not_wanted: AtomicU64,
     refused: [AtomicU64; Reason::NAMES.len()],
-    ack_buckets: [AtomicU64; LATENCY_BOUNDS_MS.len() + 1],
-    ack_sum_us: AtomicU64,
-    ack_max_us: AtomicU64,
+    acks: Durations,
+    hour: LastHour<Minute>,
+    /// How long the answer to an event took, in milliseconds.
+    answers: Mutex<BTreeMap<Seq, u64>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+/// One minute of the last hour.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Minute {
+    pub received: u64,
+    pub acknowledged: u64,
+    pub refused: u64,
+    pub ack_buckets: [u64; tally::BUCKETS],
+    pub ack_max_ms: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CounterView {
     /// Requests, of every kind.
     pub received: u64,
@@ -33,12 +46,9 @@ pub struct CounterView {
     pub duplicates: u64,
     pub pings: u64,
     pub not_wanted: u64,
-    /// Reasons that have occurred.
+    /// Every reason there is.
     pub refused: Vec<(&'static str, u64)>,
-    /// Not cumulative; the last one has no upper bound.
-    pub ack_buckets: Vec<u64>,
-    pub ack_sum_us: u64,
-    pub ack_max_us: u64,
+    pub acks: DurationsView,
 }
 
 fn add(counter: &AtomicU64, n: u64) {
@@ -46,42 +56,67 @@ fn add(counter: &AtomicU64, n: u64) {
 }
 
 impl Counters {
-    pub(super) fn note(&self, answer: &Answer, took: Duration) {
+    pub(super) fn note(&self, answer: &Answer, took: Duration, now: Moment) {
+        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         add(&self.received, 1);
         match answer {
             Answer::Stored(receipt) => {
                 add(&self.acknowledged, 1);
                 add(&self.duplicates, u64::from(receipt.is_duplicate()));
-                self.note_latency(took);
+                self.acks.note(took);
+                if !receipt.is_duplicate() {
+                    self.keep_answer(receipt.seq(), took_ms);
+                }
             }
             Answer::Ping => add(&self.pings, 1),
             Answer::NotWanted => add(&self.not_wanted, 1),
             Answer::Refused(reason) => add(&self.refused[reason.index()], 1),
         }
+        self.hour.add(now, |minute| {
+            minute.received += 1;
+            match answer {
+                Answer::Stored(_) => {
+                    minute.acknowledged += 1;
+                    minute.ack_buckets[tally::bucket(took)] += 1;
+                    minute.ack_max_ms = minute.ack_max_ms.max(took_ms);
+                }
+                Answer::Refused(_) => minute.refused += 1,
+                Answer::Ping | Answer::NotWanted => {}
+            }
+        });
     }
 
-    fn note_latency(&self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket = LATENCY_BOUNDS_MS.partition_point(|ms| ms * 1_000 < us);
-        add(&self.ack_buckets[bucket], 1);
-        add(&self.ack_sum_us, us);
-        self.ack_max_us.fetch_max(us, Ordering::Relaxed);
+    fn keep_answer(&self, seq: Seq, took_ms: u64) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.insert(seq, took_ms);
+        if answers.len() > ANSWERS_MAX {
+            answers.pop_first();
+        }
+    }
+
+    /// How long the 200 for an event took, in milliseconds; known for the newest ones of this process.
+    #[must_use]
+    pub fn answered_in_ms(&self, seq: Seq) -> Option<u64> {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.get(&seq).copied()
+    }
+
+    #[must_use]
+    pub fn last_hour(&self, now: Moment) -> Vec<(Timestamp, Minute)> {
+        self.hour.list(now)
     }
 
     #[must_use]
     pub fn snapshot(&self) -> CounterView {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let refused = Reason::NAMES.into_iter().zip(self.refused.iter().map(get));
         CounterView {
             received: get(&self.received),
             acknowledged: get(&self.acknowledged),
             duplicates: get(&self.duplicates),
             pings: get(&self.pings),
             not_wanted: get(&self.not_wanted),
-            refused: refused.filter(|(_, n)| *n > 0).collect(),
-            ack_buckets: self.ack_buckets.iter().map(get).collect(),
-            ack_sum_us: get(&self.ack_sum_us),
-            ack_max_us: get(&self.ack_max_us),
+            refused: Reason::NAMES.into_iter().zip(self.refused.iter().map(get)).collect(),
+            acks: self.acks.view(),
         }
     }
 }
@@ -89,27 +124,28 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_latency_counts_in_the_first_bucket_that_holds_it() {
-        let counters = Counters::default();
-        for ms in [1, 2, 3, 60_000] {
-            counters.note_latency(Duration::from_millis(ms));
-        }
-        let view = counters.snapshot();
-        assert_eq!(view.ack_buckets[..3], [1, 1, 1]);
-        assert_eq!(view.ack_buckets.last(), Some(&1));
-        assert_eq!(view.ack_max_us, 60_000_000);
-    }
+    use crate::clock::{Clock, TestClock};
 
     #[test]
     fn refusals_are_counted_by_reason() {
         let counters = Counters::default();
-        counters.note(&Answer::Refused(Reason::Method), Duration::ZERO);
-        counters.note(&Answer::Refused(Reason::Method), Duration::ZERO);
-        counters.note(&Answer::Ping, Duration::ZERO);
+        let now = TestClock::new(Timestamp(0)).now();
+        counters.note(&Answer::Refused(Reason::Method), Duration::ZERO, now);
+        counters.note(&Answer::Refused(Reason::Method), Duration::ZERO, now);
+        counters.note(&Answer::Ping, Duration::ZERO, now);
         let view = counters.snapshot();
-        assert_eq!(view.refused, [("method not allowed", 2)]);
+        assert!(view.refused.contains(&("method not allowed", 2)));
         assert_eq!((view.received, view.pings, view.acknowledged), (3, 1, 0));
+        let (_, minute) = counters.last_hour(now).pop().unwrap();
+        assert_eq!((minute.received, minute.refused), (3, 2));
+    }
+
+    #[test]
+    fn of_the_newest_events_it_is_known_how_fast_they_were_answered() {
+        let counters = Counters::default();
+        for seq in 1..=ANSWERS_MAX as Seq + 1 {
+            counters.keep_answer(seq, seq);
+        }
+        assert_eq!((counters.answered_in_ms(1), counters.answered_in_ms(2)), (None, Some(2)));
     }
 }

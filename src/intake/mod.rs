@@ -19,12 +19,12 @@ use std::time::Duration;
 
 use wildmatch::WildMatch;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Config};
 use crate::store::Store;
 
 pub use answer::Reason;
-pub use counters::{CounterView, Counters, LATENCY_BOUNDS_MS};
+pub use counters::{CounterView, Counters, Minute};
 pub use listen::{Bound, bind};
 pub use rejections::{Note, Rejections};
 pub use serve::serve;
@@ -99,6 +99,12 @@ impl Intake {
         Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// What happened in each minute of the last hour, and when it began.
+    #[must_use]
+    pub fn last_hour(&self) -> Vec<(Timestamp, Minute)> {
+        self.counters.last_hour(self.clock.now())
+    }
+
     /// Connections open now.
     #[must_use]
     pub fn connections(&self) -> usize {
@@ -133,7 +139,7 @@ impl Throttle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::{TestClock, Timestamp};
+    use crate::clock::TestClock;
 
     #[test]
     fn a_throttle_lets_one_line_through_per_minute() {

@@ -98,7 +98,8 @@ async fn accept_loop(
                     connections.spawn(connection(stream, origin, slot, shutdown.clone()));
                 }
                 None => {
-                    intake.counters.note(&Answer::Refused(Reason::Busy), Duration::ZERO);
+                    let busy = Answer::Refused(Reason::Busy);
+                    intake.counters.note(&busy, Duration::ZERO, intake.clock.now());
                     if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
                         connections.spawn(async move {
                             refuse(stream).await;

@@ -55,7 +55,7 @@ pub(super) async fn answer(
         }
     };
     let took = arrived.elapsed();
-    intake.counters.note(&answer, took);
+    intake.counters.note(&answer, took, intake.clock.now());
     let reason = match &answer {
         Answer::Stored(_) | Answer::NotWanted => None,
         Answer::Ping => Some("ping"),

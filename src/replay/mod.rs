@@ -4,3 +4,4 @@
 
 pub mod planner;
 pub mod runner;
+pub mod tally;

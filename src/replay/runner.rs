@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 
 use super::planner::{Command, HandlerPlan, HandlerSnapshot, Input, Planner};
+use super::tally::Tally;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Start;
 use crate::delivery::{Attempt, DeliveryKey, Generation, HandlerName, Outcome, Seq};
@@ -70,6 +71,7 @@ struct Shared {
     progress: watch::Receiver<Progress>,
     stopping: AtomicBool,
     inbox: mpsc::Sender<Message>,
+    tally: Arc<Tally>,
 }
 
 enum Message {
@@ -102,6 +104,7 @@ pub struct ReplayHandle {
     requests: mpsc::Sender<Request>,
     /// Held from the record to the request: the planner hears of pauses in the order of the log.
     pausing: Arc<tokio::sync::Mutex<()>>,
+    tally: Arc<Tally>,
 }
 
 impl ReplayHandle {
@@ -134,6 +137,12 @@ impl ReplayHandle {
         answer.await.unwrap_or_default()
     }
 
+    /// What the attempts of this process came to.
+    #[must_use]
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
+    }
+
     /// Starts nothing more, gives what runs [`STOP_GRACE`], drops the rest. Returns when all that has
     /// ended is in the log.
     pub async fn stop(&self) {
@@ -148,12 +157,14 @@ impl ReplayHandle {
 pub fn start(store: Store, clock: Arc<dyn Clock>, handlers: Vec<RunnerHandler>) -> ReplayHandle {
     let (requests, incoming) = mpsc::channel(64);
     let (inbox_in, inbox) = mpsc::channel(INBOX_MAX);
+    let tally = Arc::new(Tally::default());
     let shared = Arc::new(Shared {
         progress: store.progress(),
         store: store.clone(),
         clock,
         stopping: AtomicBool::new(false),
         inbox: inbox_in,
+        tally: Arc::clone(&tally),
     });
     let (settled, settling) = mpsc::unbounded_channel();
     let settling = tokio::spawn(settle::run(Arc::clone(&shared), settling));
@@ -171,7 +182,7 @@ pub fn start(store: Store, clock: Arc<dyn Clock>, handlers: Vec<RunnerHandler>) 
     };
     runner.configure(handlers);
     tokio::spawn(runner.run(inbox, incoming));
-    ReplayHandle { store, requests, pausing: Arc::default() }
+    ReplayHandle { store, requests, pausing: Arc::default(), tally }
 }
 
 /// What is known of a running attempt besides its report.
@@ -417,7 +428,9 @@ impl Runner {
             }
         };
         let Some(running) = self.running.remove(&id) else { return };
-        let took_ms = self.shared.clock.now().boot_ms.saturating_sub(running.started_boot_ms);
+        let now = self.shared.clock.now();
+        self.shared.tally.note(&running.key.handler, &report.outcome, now);
+        let took_ms = now.boot_ms.saturating_sub(running.started_boot_ms);
         let attempt = Attempt {
             number: running.number,
             generation: running.generation,

@@ -18,6 +18,7 @@ use super::{Home, Inner, OpenError, Progress, Store, StoreOptions, audit, files,
 use crate::clock::{Clock, KeptTimeline, Timeline, Timestamp};
 use crate::config::Retention;
 use crate::delivery::Seq;
+use crate::tally::DurationsView;
 
 const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
 const SEGMENT_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -274,6 +275,12 @@ impl Store {
             Ok(()) => *written = now,
             Err(error) => tracing::debug!(?error, "could not note that the clock was set"),
         }
+    }
+
+    /// How long the log's syncs took since the start.
+    #[must_use]
+    pub fn sync_durations(&self) -> DurationsView {
+        self.inner.appender.as_ref().map(Appender::sync_durations).unwrap_or_default()
     }
 
     #[must_use]

@@ -73,10 +73,7 @@ impl EventJson {
     #[must_use]
     pub fn of(store: &Store, stored: &StoredEvent) -> EventJson {
         let new = &stored.event.new;
-        let (payload, payload_base64) = match std::str::from_utf8(&new.body) {
-            Ok(text) => (Some(text.to_owned()), None),
-            Err(_) => (None, Some(BASE64.encode(&new.body))),
-        };
+        let (payload, payload_base64) = text_or_base64(&new.body);
         let text = |value: &Vec<u8>| String::from_utf8_lossy(value).into_owned();
         EventJson {
             seq: stored.event.seq,
@@ -127,6 +124,15 @@ impl From<&Attempt> for AttemptJson {
             request: a.request.clone(),
             response: a.response.clone(),
         }
+    }
+}
+
+/// `payload` and `payloadBase64`: one of them.
+#[must_use]
+pub fn text_or_base64(body: &[u8]) -> (Option<String>, Option<String>) {
+    match std::str::from_utf8(body) {
+        Ok(text) => (Some(text.to_owned()), None),
+        Err(_) => (None, Some(BASE64.encode(body))),
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Client, PATH, PATIENCE, Received, Receiver, SECRET, Server, binary, eventually, hmac_hex,
+    npm_folder,
 };
 
 /// Delays before attempts 2 to 5 with `--time-scale 600`.
@@ -521,25 +521,6 @@ inbox.post('/webhooks/bluereplies', ({ headers, body }, answer) => {
 const listening = inbox.listen(0, '127.0.0.1', () => console.log(`port ${listening.address().port}`));
 ";
 
-/// The folder with Express in it; npm is asked once.
-fn express_folder() -> PathBuf {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _held = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("express");
-    if !folder.join("node_modules/express/package.json").exists() {
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("package.json"), r#"{"private":true}"#).unwrap();
-        let installed = Command::new("npm")
-            .args(["install", "--no-audit", "--no-fund", "--no-save", "express@5"])
-            .current_dir(&folder)
-            .output()
-            .unwrap();
-        let error = String::from_utf8_lossy(&installed.stderr);
-        assert!(installed.status.success(), "npm install express: {error}");
-    }
-    folder
-}
-
 struct Express {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
@@ -549,7 +530,7 @@ impl Express {
     fn start(secret: &str) -> (Express, String) {
         let mut child = Command::new("node")
             .args(["-e", EXPRESS])
-            .current_dir(express_folder())
+            .current_dir(npm_folder("express", &["express@5"]))
             .env("WEBHOOK_SECRET", secret)
             .stdout(Stdio::piped())
             .spawn()

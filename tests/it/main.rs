@@ -1,6 +1,7 @@
 //! Tests that run the real binary against real sockets, files and processes, and the house rules.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod admin;
 mod canonical;
 mod cli;
 #[path = "../crash/mod.rs"]
@@ -10,6 +11,7 @@ mod intake;
 mod lifecycle;
 mod load;
 mod node;
+mod page;
 mod refusals;
 mod retries;
 mod sim;

@@ -80,12 +80,18 @@ pub fn connect(addr: SocketAddr) -> TcpStream {
 /// One keep-alive connection.
 pub struct Client {
     addr: SocketAddr,
+    host: String,
     stream: Option<BufReader<TcpStream>>,
 }
 
 impl Client {
     pub fn new(addr: SocketAddr) -> Client {
-        Client { addr, stream: None }
+        Client { addr, host: "hooks.example".to_owned(), stream: None }
+    }
+
+    /// As a browser on this machine would call it.
+    pub fn on_loopback(addr: SocketAddr) -> Client {
+        Client { host: addr.to_string(), ..Client::new(addr) }
     }
 
     pub fn request(
@@ -95,7 +101,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> std::io::Result<Answer> {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: hooks.example\r\n");
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.host);
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -377,7 +383,7 @@ impl Server {
         let extra = extra.replace("{dir}", &dir.to_string());
         // Top-level keys of `extra` come first, then the tables.
         let text = format!(
-            "data_dir = \"{}\"\n{extra}\n[admin]\nsocket = \"{dir}/admin.sock\"\nlisten = \"\"\n",
+            "data_dir = \"{}\"\n{extra}\n[admin]\nsocket = \"{dir}/admin.sock\"\nlisten = \"127.0.0.1:0\"\n",
             self.data.display()
         );
         let intake =
@@ -559,4 +565,26 @@ pub fn lines_of(path: &Path) -> Vec<String> {
         file.read_to_string(&mut text).unwrap();
     }
     text.lines().map(str::to_owned).collect()
+}
+
+/// A folder with these packages in it; npm is asked once.
+pub fn npm_folder(name: &str, packages: &[&str]) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _held = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let complete = folder.join("complete");
+    if !complete.exists() {
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("package.json"), r#"{"private":true}"#).unwrap();
+        let installed = Command::new("npm")
+            .args(["install", "--no-audit", "--no-fund", "--no-save"])
+            .args(packages)
+            .current_dir(&folder)
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&installed.stderr);
+        assert!(installed.status.success(), "npm install {packages:?}: {error}");
+        std::fs::write(complete, "").unwrap();
+    }
+    folder
 }

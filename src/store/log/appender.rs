@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
@@ -17,6 +17,7 @@ use crate::clock::{Clock, Timeline, Timestamp};
 use crate::defect::{self, Defect};
 use crate::delivery::Seq;
 use crate::store::AppendError;
+use crate::tally::{Durations, DurationsView};
 
 /// Records that nobody waits for are durable this much later. Real time, whatever clock the store runs
 /// by: it bounds what a power cut may take.
@@ -155,6 +156,8 @@ struct Shared {
     progress: watch::Sender<LogProgress>,
     segments: Mutex<Vec<SegmentInfo>>,
     log_bytes: AtomicU64,
+    /// How long each sync took.
+    syncs: Durations,
 }
 
 /// How far down the disk's free space is.
@@ -169,8 +172,12 @@ impl AppenderCore {
     #[must_use]
     pub fn new(writer: LogWriter) -> AppenderCore {
         let (progress, _) = watch::channel(LogProgress::default());
-        let shared =
-            Arc::new(Shared { progress, segments: Mutex::default(), log_bytes: AtomicU64::new(0) });
+        let shared = Arc::new(Shared {
+            progress,
+            segments: Mutex::default(),
+            log_bytes: AtomicU64::new(0),
+            syncs: Durations::default(),
+        });
         let limits = Limits::default();
         let core =
             AppenderCore { writer, limits, broken: None, reopen_after: Duration::ZERO, shared };
@@ -277,7 +284,7 @@ impl AppenderCore {
                 _ = done.send(Ok(Receipt { seq, duplicate: false }));
             }
         }
-        if let Err(error) = self.writer.sync() {
+        if let Err(error) = self.timed_sync() {
             self.fail(&error, for_sync.into_iter().map(|(_, done)| Done::Durable(done)));
             return;
         }
@@ -287,6 +294,13 @@ impl AppenderCore {
         for (seq, done) in for_sync {
             _ = done.send(Ok(Receipt { seq, duplicate: false }));
         }
+    }
+
+    fn timed_sync(&mut self) -> std::io::Result<()> {
+        let begun = Instant::now();
+        let synced = self.writer.sync();
+        self.shared.syncs.note(begun.elapsed());
+        synced
     }
 
     fn fail(&mut self, error: &std::io::Error, waiting: impl Iterator<Item = Done>) {
@@ -302,7 +316,7 @@ impl AppenderCore {
         if self.broken.is_some() {
             return;
         }
-        match self.writer.sync() {
+        match self.timed_sync() {
             Ok(()) => self.reopen_after = Duration::ZERO,
             Err(error) => self.fail(&error, std::iter::empty()),
         }
@@ -568,6 +582,12 @@ impl Appender {
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
         self.handle.shared.log_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How long the syncs of this process took.
+    #[must_use]
+    pub fn sync_durations(&self) -> DurationsView {
+        self.handle.shared.syncs.view()
     }
 
     /// Takes nothing more, completes what waits, syncs, ends the thread.
