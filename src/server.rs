@@ -292,7 +292,8 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
         tokio::spawn(administer(faces, Arc::clone(&appliance), clock, addresses.clone(), stopping));
     announce(&appliance.config(), &addresses, options, first_start);
     if let Some(address) = page {
-        tracing::info!("debugger page on http://{address}/: sign in with `bluehook debugger`");
+        let verb = verb("debugger", options);
+        tracing::info!("debugger page on http://{address}/: sign in with `{verb}`");
     }
 
     while signals.next().await == Wanted::Reload {
@@ -394,14 +395,15 @@ fn announce(config: &Config, addresses: &[Listen], options: &ServeOptions, first
         }
     }
     if first_start {
-        let program = std::env::args_os().next().unwrap_or_else(|| "bluehook".into());
-        let config = options.load.file.as_deref().unwrap_or(Path::new("bluehook.toml"));
-        tracing::info!(
-            "send a first test event: {} trigger message.received --config {}",
-            Path::new(&program).display(),
-            config.display()
-        );
+        tracing::info!("send a first test event: {}", verb("trigger message.received", options));
     }
+}
+
+/// How this very program is called for that verb, from where it was started.
+fn verb(verb: &str, options: &ServeOptions) -> String {
+    let program = std::env::args_os().next().unwrap_or_else(|| "bluehook".into());
+    let config = options.load.file.as_deref().map(|file| format!(" --config {}", file.display()));
+    format!("{} {verb}{}", Path::new(&program).display(), config.unwrap_or_default())
 }
 
 #[derive(PartialEq, Eq)]
