@@ -26,6 +26,12 @@ impl Timestamp {
         Timestamp(self.0.saturating_add(ms))
     }
 
+    #[must_use]
+    pub fn minus(self, time: Duration) -> Timestamp {
+        let ms = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        Timestamp(self.0.saturating_sub(ms))
+    }
+
     /// How long after `earlier` this is; zero where it is not after.
     #[must_use]
     pub fn since(self, earlier: Timestamp) -> Duration {

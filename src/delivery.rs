@@ -13,7 +13,10 @@ use crate::schedule::Schedule;
 /// The position of a record in the log, from 1 and gapless. An event is named by that of its record.
 pub type Seq = u64;
 
-/// A handler's name in the configuration: 1 to 64 of `a-z A-Z 0-9 _ -`.
+/// Before the name of a follow-up rule, whose timers are kept as deliveries of its own.
+const FOLLOW_UP: &str = "followup:";
+
+/// A handler's name in the configuration: 1 to 64 of `a-z A-Z 0-9 _ -`; or that of a follow-up rule.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct HandlerName(Arc<str>);
 
@@ -22,16 +25,29 @@ impl HandlerName {
     /// The name is empty, too long or holds another character.
     pub fn new(name: &str) -> Result<HandlerName, String> {
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if (1..=64).contains(&name.len()) && name.chars().all(fits) {
+        let own = name.strip_prefix(FOLLOW_UP).unwrap_or(name);
+        if (1..=64).contains(&own.len()) && own.chars().all(fits) {
             Ok(HandlerName(name.into()))
         } else {
             Err(format!("a handler's name is 1 to 64 letters, digits, '_' or '-', not {name:?}"))
         }
     }
 
+    /// # Errors
+    /// As [`HandlerName::new`].
+    pub fn of_follow_up(rule: &str) -> Result<HandlerName, String> {
+        HandlerName::new(&format!("{FOLLOW_UP}{rule}"))
+    }
+
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The follow-up rule that it stands for.
+    #[must_use]
+    pub fn follow_up_rule(&self) -> Option<&str> {
+        self.0.strip_prefix(FOLLOW_UP)
     }
 }
 

@@ -107,8 +107,16 @@ impl Envelope {
     }
 }
 
-/// Strings as they are; numbers as JavaScript prints them; an empty string is no value.
-fn first_text(value: &Value, names: &[&str]) -> Option<String> {
+/// The messageId that a body names.
+#[must_use]
+pub fn message_id(body: &[u8]) -> Option<String> {
+    Envelope::parse(body).message_id
+}
+
+/// The first of these fields that has a value. Strings as they are; numbers as JavaScript prints them; an empty
+/// string is no value.
+#[must_use]
+pub fn first_text(value: &Value, names: &[&str]) -> Option<String> {
     first(value, names, Value::to_text)
 }
 

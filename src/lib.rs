@@ -12,6 +12,7 @@ pub mod emulator;
 pub mod event;
 pub mod handler;
 pub mod intake;
+pub mod message;
 pub mod replay;
 pub mod schedule;
 pub mod server;

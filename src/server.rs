@@ -8,11 +8,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminContext, Door, Guard};
+use crate::automation::Automations;
 use crate::clock::{BoxFuture, Clock, FileClock, SystemClock, Timestamp};
 use crate::config::{self, Config, Listen, LoadOptions, Loaded, LogFormat};
 use crate::delivery::{HandlerName, Seq};
+use crate::event::Event;
 use crate::handler::{self, BuildContext};
 use crate::intake::{self, Intake};
+use crate::message::MessageView;
 use crate::replay::planner::HandlerPlan;
 use crate::replay::runner::{self, ReplayHandle, RunnerHandler};
 use crate::replay::tally::Tally;
@@ -71,9 +74,8 @@ fn runner_handler(
     let built = handler::build(configured, context)?;
     let filter = Arc::new(built.filter);
     let by_kind = Arc::clone(&filter);
-    let when: Option<runner::When> = filter
-        .has_when()
-        .then(|| Arc::new(move |event: &crate::event::Event| filter.when(event)) as runner::When);
+    let when = move |event: &Event, message: Option<&MessageView>| filter.when(event, message);
+    let when: Option<runner::When> = by_kind.has_when().then(|| Arc::new(when) as runner::When);
     Ok(RunnerHandler {
         plan: HandlerPlan {
             name: configured.name.clone(),
@@ -86,6 +88,7 @@ fn runner_handler(
         timeout: configured.timeout,
         matches_kind: Arc::new(move |kind| by_kind.matches_kind(kind)),
         when,
+        uses_message: built.uses_message,
         handler: built.handler,
     })
 }
@@ -216,6 +219,7 @@ struct Appliance {
     store: Store,
     intake: Arc<Intake>,
     replay: ReplayHandle,
+    automations: Automations,
     config: Mutex<Arc<Config>>,
 }
 
@@ -248,13 +252,15 @@ impl Appliance {
         self.store.set_active_handlers(names(&loaded.config));
         self.intake.reload(&loaded.config);
         self.replay.reconfigure(handlers).await;
+        self.automations.reconfigure(&loaded.config.followups).await;
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded.config);
         tracing::info!("configuration reloaded");
     }
 }
 
 pub(crate) fn names(config: &Config) -> Vec<HandlerName> {
-    config.handlers.iter().map(|handler| handler.name.clone()).collect()
+    let handlers = config.handlers.iter().map(|handler| &handler.name);
+    handlers.chain(config.followups.iter().map(|rule| &rule.name)).cloned().collect()
 }
 
 async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Result<(), String> {
@@ -284,7 +290,10 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     let (stop, stopping) = watch::channel(false);
     let intake = Intake::new(&config, store.clone(), Arc::clone(&clock));
     let replay = runner::start(store.clone(), Arc::clone(&clock), handlers);
-    let appliance = Arc::new(Appliance { store, intake, replay, config: Mutex::new(config) });
+    let automations =
+        Automations::start(store.clone(), Arc::clone(&clock), &config.followups).await;
+    let config = Mutex::new(config);
+    let appliance = Arc::new(Appliance { store, intake, replay, automations, config });
     let accepting =
         tokio::spawn(intake::serve(bound, Arc::clone(&appliance.intake), stopping.clone(), DRAIN));
     let page = faces.page.as_ref().map(|(_, door)| door.address);
@@ -304,6 +313,7 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
         let _ = stop.send(true);
         let _ = accepting.await;
         let _ = administering.await;
+        appliance.automations.stop().await;
         appliance.replay.stop().await;
         appliance.store.close().await;
     };

@@ -224,6 +224,8 @@ impl Targets {
             .filter(|d| !dead_only || matches!(d.state, State::Dead { .. }))
             .map(|d| d.key.handler.clone())
             .filter(&wanted)
+            // Events run again bring no reminder again, unless that is what was asked for.
+            .filter(|name| dead_only || self.only.is_some() || name.follow_up_rule().is_none())
             .collect();
         if !dead_only {
             for (name, globs) in &self.configured {

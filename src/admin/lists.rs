@@ -36,7 +36,7 @@ pub async fn blocking<T: Send + 'static>(
 
 /// What was acknowledged before the question is in the answer. While the index is being rebuilt that may
 /// take long: then an answer that lacks something, and says so, beats none.
-async fn caught_up(cx: &Arc<AdminContext>) {
+pub async fn caught_up(cx: &Arc<AdminContext>) {
     wait_shown(&cx.store, cx.store.durable_seq(), READ_WAIT).await;
 }
 

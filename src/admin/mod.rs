@@ -9,6 +9,7 @@ mod change;
 mod door;
 mod guard;
 mod lists;
+mod messages;
 mod metrics;
 mod openapi;
 mod page;

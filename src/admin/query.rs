@@ -1,5 +1,7 @@
 //! Query strings and filters, read strictly: what is not known is refused by name.
 
+use std::collections::BTreeMap;
+
 use super::problem::Problem;
 use super::wire::Selection;
 use crate::clock::Timestamp;
@@ -42,6 +44,34 @@ pub fn list(query: &str) -> Result<ListQuery, Problem> {
         seen.push(name);
     }
     Ok(ListQuery { filter: filter(&selection)?, limit, cursor, brief })
+}
+
+/// Parameters by name, for a route with filters of its own.
+///
+/// # Errors
+/// One that is not `known`, or given twice.
+pub fn parameters(query: &str, known: &[&str]) -> Result<BTreeMap<String, String>, Problem> {
+    let mut found = BTreeMap::new();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if !known.contains(&&*name) {
+            let known = known.join(", ");
+            return Err(Problem::bad(format!("unknown parameter {name:?}; known are {known}")));
+        }
+        if found.insert(name.to_string(), value.into_owned()).is_some() {
+            return Err(Problem::bad(format!("parameter {name:?} is given twice; give it once")));
+        }
+    }
+    Ok(found)
+}
+
+/// `limit` and `cursor` among these.
+///
+/// # Errors
+/// A value that is none.
+pub fn page(of: &BTreeMap<String, String>) -> Result<(usize, Option<Seq>), Problem> {
+    let limit = of.get("limit").map_or(Ok(PAGE_DEFAULT), |value| limit_of(value))?;
+    let cursor = of.get("cursor").map(|value| cursor_of(value)).transpose()?;
+    Ok((limit, cursor))
 }
 
 /// For a route that knows `brief` alone.
@@ -124,7 +154,9 @@ pub fn filter(selection: &Selection) -> Result<EventFilter, Problem> {
     })
 }
 
-fn time(name: &str, value: Option<&str>) -> Result<Option<Timestamp>, Problem> {
+/// # Errors
+/// It is no RFC 3339 time.
+pub fn time(name: &str, value: Option<&str>) -> Result<Option<Timestamp>, Problem> {
     let Some(text) = value else { return Ok(None) };
     match Timestamp::parse_rfc3339(text) {
         Some(time) => Ok(Some(time)),

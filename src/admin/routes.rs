@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use super::body::{Answer, full, json};
 use super::problem::Problem;
 use super::{
-    AdminContext, activity, change, door, lists, metrics, openapi, query, sample, send, socket,
-    status, stream, transfer, wire,
+    AdminContext, activity, change, door, lists, messages, metrics, openapi, query, sample, send,
+    socket, status, stream, transfer, wire,
 };
 use crate::store::audit::Pace;
 
@@ -57,8 +57,8 @@ where
         | ["store", "check"]
         | ["handlers", _, "pause" | "resume"] => Method::POST,
         ["events" | "deliveries" | "dead" | "rejections" | "handlers" | "status" | "export"]
-        | ["activity" | "openapi.json"]
-        | ["events", _] => Method::GET,
+        | ["activity" | "openapi.json" | "messages"]
+        | ["events" | "messages", _] => Method::GET,
         _ => return Err(no_such_path(&path)),
     };
     allow(&parts.method, &wanted)?;
@@ -74,6 +74,8 @@ where
         ["events", id] => lists::event(cx, &query, &unescape(id)).await,
         ["deliveries"] => lists::deliveries(cx, &query).await,
         ["dead"] => lists::dead(cx, &query).await,
+        ["messages"] => messages::list(cx, &query).await,
+        ["messages", id] => messages::show(cx, &query, &unescape(id)).await,
         ["rejections"] => {
             query::none(&query)?;
             let items = cx.arrivals.rejections();

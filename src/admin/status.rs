@@ -7,7 +7,7 @@ use super::AdminContext;
 use super::lists::blocking;
 use super::problem::Problem;
 use super::wanted::Wanted;
-use super::wire::{BACKLOG_COUNT_MAX, HandlerJson, LostJson, StatusJson};
+use super::wire::{BACKLOG_COUNT_MAX, FollowUpJson, HandlerJson, LostJson, StatusJson};
 use crate::clock::Timestamp;
 use crate::config::Listen;
 use crate::delivery::{HandlerName, Seq};
@@ -25,7 +25,7 @@ pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Proble
         let mut names: Vec<HandlerName> = config.handlers.iter().map(|h| h.name.clone()).collect();
         let configured = names.len();
         for name in store.known_handlers() {
-            if !names.contains(&name) {
+            if !names.contains(&name) && name.follow_up_rule().is_none() {
                 names.push(name);
             }
         }
@@ -44,6 +44,33 @@ pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Proble
                     _ => 0,
                 },
                 oldest_undelivered: stats.oldest.map(Timestamp::to_rfc3339),
+                next_due_at: due.map(|due| store.wall_of(due).to_rfc3339()),
+            }
+        };
+        names.iter().enumerate().map(one).collect()
+    })
+    .await
+}
+
+async fn followups(cx: &Arc<AdminContext>) -> Result<Vec<FollowUpJson>, Problem> {
+    let config = (cx.config)();
+    blocking(cx, move |store| {
+        let mut names: Vec<HandlerName> =
+            config.followups.iter().map(|rule| rule.name.clone()).collect();
+        let configured = names.len();
+        for name in store.known_handlers() {
+            if !names.contains(&name) && name.follow_up_rule().is_some() {
+                names.push(name);
+            }
+        }
+        let one = |(i, name): (usize, &HandlerName)| {
+            let stats = store.handler_stats(name);
+            let due = store.next_due(name, Timestamp::ZERO);
+            FollowUpJson {
+                name: name.follow_up_rule().unwrap_or_default().to_owned(),
+                configured: i < configured,
+                paused: stats.paused,
+                waiting: stats.scheduled,
                 next_due_at: due.map(|due| store.wall_of(due).to_rfc3339()),
             }
         };
@@ -96,6 +123,7 @@ pub async fn status(cx: &Arc<AdminContext>) -> Result<StatusJson, Problem> {
         durable_seq: stats.progress.durable,
         damage: stats.damage.iter().map(|d| LostJson::from(d).in_dir(&stats.log_dir)).collect(),
         handlers,
+        followups: followups(cx).await?,
     })
 }
 

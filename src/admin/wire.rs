@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::delivery::{Seq, State};
+use crate::message::MessageView;
 use crate::store::Store;
 use crate::store::check::{CheckReport, segment_file};
 use crate::store::log::Damage;
@@ -97,6 +98,30 @@ pub struct DeliveryItem {
     pub received_at: String,
     #[serde(flatten)]
     pub delivery: DeliveryJson,
+}
+
+/// What all events of one message say together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageJson {
+    #[serde(flatten)]
+    pub view: MessageView,
+    /// How many events name it.
+    pub events: u64,
+    /// What each of them says, in the order in which it happened; not in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<Vec<ReportJson>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportJson {
+    pub seq: Seq,
+    pub event_id: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// As the event says, else when it was received.
+    pub at: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -303,6 +328,19 @@ pub struct HandlerJson {
     pub next_due_at: Option<String>,
 }
 
+/// A follow-up rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FollowUpJson {
+    pub name: String,
+    /// `false`: its timers rest, because it is no longer in the configuration.
+    pub configured: bool,
+    pub paused: bool,
+    /// Timers that run.
+    pub waiting: u64,
+    pub next_due_at: Option<String>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusJson {
@@ -324,6 +362,8 @@ pub struct StatusJson {
     pub durable_seq: Seq,
     pub damage: Vec<LostJson>,
     pub handlers: Vec<HandlerJson>,
+    #[serde(default)]
+    pub followups: Vec<FollowUpJson>,
 }
 
 impl StatusJson {
@@ -386,6 +426,7 @@ mod tests {
             disk_free_bytes: 0,
             durable_seq: 0,
             damage: vec![],
+            followups: vec![],
             handlers: vec![],
         }
     }

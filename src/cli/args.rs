@@ -40,6 +40,8 @@ pub struct Common {
     pub no_color: bool,
 }
 
+pub const DEFAULT_LIMIT: usize = 50;
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the appliance
@@ -76,6 +78,12 @@ pub enum Command {
         /// Open it, too
         #[arg(long)]
         open: bool,
+    },
+    /// What became of each message, from all its events
+    Messages {
+        /// Default: list
+        #[command(subcommand)]
+        verb: Option<Messages>,
     },
     /// Sign and send a realistic test event
     Trigger(Trigger),
@@ -117,13 +125,49 @@ pub enum Events {
         /// Only events that this handler has a delivery of
         #[arg(long, value_name = "NAME")]
         handler: Option<String>,
-        #[arg(long, value_name = "N", default_value_t = 50, value_parser = limit)]
+        #[arg(long, value_name = "N", default_value_t = DEFAULT_LIMIT, value_parser = limit)]
         limit: usize,
     },
     /// One event with its deliveries and attempts
     Show { id: String },
     /// Follow new events and attempts
     Tail,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Messages {
+    /// Those with the newest event first
+    List(MessageList),
+    /// One message with its timeline
+    Show {
+        #[arg(value_name = "MESSAGE_ID")]
+        id: String,
+        /// Where several sources use the same id
+        #[arg(long, value_name = "NAME")]
+        source: Option<String>,
+    },
+}
+
+#[derive(Debug, Default, Args)]
+pub struct MessageList {
+    /// received, sent, failed, delivered, read or unknown
+    #[arg(long, value_name = "STATUS")]
+    pub status: Option<String>,
+    /// The other party's address
+    #[arg(long, value_name = "ADDRESS")]
+    pub with: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    pub source: Option<String>,
+    /// As 2h, 3d, or an RFC 3339 time
+    #[arg(long, value_name = "TIME", value_parser = super::time::arg)]
+    pub since: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = super::time::arg)]
+    pub until: Option<String>,
+    /// Text within the message, its id or its parties
+    #[arg(long, value_name = "TEXT")]
+    pub search: Option<String>,
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_LIMIT, value_parser = limit)]
+    pub limit: usize,
 }
 
 #[derive(Debug, Subcommand)]
@@ -134,7 +178,7 @@ pub enum Dead {
         filter: Filter,
         #[arg(long, value_name = "NAME")]
         handler: Option<String>,
-        #[arg(long, value_name = "N", default_value_t = 50, value_parser = limit)]
+        #[arg(long, value_name = "N", default_value_t = DEFAULT_LIMIT, value_parser = limit)]
         limit: usize,
     },
     /// Run dead deliveries again
@@ -276,7 +320,6 @@ mod tests {
     fn bad_usage_is_refused() {
         for bad in [
             vec!["bluehook"],
-            vec!["bluehook", "messages"],
             vec!["bluehook", "events", "list", "--limit", "0"],
             vec!["bluehook", "events", "list", "--since", "yesterday"],
             vec!["bluehook", "trigger"],

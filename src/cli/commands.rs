@@ -51,6 +51,7 @@ pub async fn run(common: &Common, command: Command) -> Result<(), Failure> {
             report(common, "to run again", &changed)
         }
         Command::Debugger { open } => debugger(common, &client, open).await,
+        Command::Messages { verb } => super::messages::run(common, &client, verb).await,
         Command::Status => status(common, &client).await,
         Command::Export { since, until } => export(&client, since, until).await,
         Command::Import { file } => import(common, &client, &file).await,
@@ -110,18 +111,30 @@ fn query(s: &Selection) -> form_urlencoded::Serializer<'static, String> {
     out
 }
 
+/// Pages of `what`, until there are `left` of them or no more.
 async fn list<T: serde::de::DeserializeOwned + serde::Serialize>(
     common: &Common,
     client: &Client,
     what: &str,
     selection: &Selection,
+    left: usize,
+    rows: fn(&[T], Timestamp, Style) -> String,
+) -> Result<(), Failure> {
+    pages(common, client, what, || query(selection), left, rows).await
+}
+
+pub(super) async fn pages<T: serde::de::DeserializeOwned + serde::Serialize>(
+    common: &Common,
+    client: &Client,
+    what: &str,
+    query: impl Fn() -> form_urlencoded::Serializer<'static, String>,
     mut left: usize,
     rows: fn(&[T], Timestamp, Style) -> String,
 ) -> Result<(), Failure> {
     let style = Style::of(common);
     let mut cursor: Option<String> = None;
     while left > 0 {
-        let mut q = query(selection);
+        let mut q = query();
         q.append_pair("limit", &left.min(PAGE).to_string());
         if let Some(cursor) = &cursor {
             q.append_pair("cursor", cursor);
@@ -148,7 +161,7 @@ async fn list<T: serde::de::DeserializeOwned + serde::Serialize>(
     Ok(())
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     SystemClock::new().now().wall
 }
 

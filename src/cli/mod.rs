@@ -4,6 +4,7 @@ pub mod args;
 mod client;
 mod commands;
 mod local;
+mod messages;
 mod render;
 mod settings;
 mod show;

@@ -3,8 +3,8 @@
 use super::render::{Cell, Style, bytes, escape, table};
 use super::time::relative;
 use crate::admin::wire::{
-    BACKLOG_COUNT_MAX, DeliveryItem, DeliveryJson, EventItem, EventJson, HandlerJson, LostJson,
-    StatusJson,
+    BACKLOG_COUNT_MAX, DeliveryItem, DeliveryJson, EventItem, EventJson, FollowUpJson, HandlerJson,
+    LostJson, StatusJson,
 };
 use crate::clock::Timestamp;
 
@@ -126,6 +126,9 @@ pub fn status(status: &StatusJson, now: Timestamp, style: Style) -> String {
     for d in &status.damage {
         text.push_str(&lost(d));
     }
+    for rule in &status.followups {
+        text.push_str(&follow_up(rule, now));
+    }
     if status.handlers.is_empty() {
         text.push_str("no handlers: add a [[handler]] to the configuration\n");
         return text;
@@ -133,6 +136,17 @@ pub fn status(status: &StatusJson, now: Timestamp, style: Style) -> String {
     let head = ["HANDLER", "STATE", "RUNNING", "WAITING", "BEHIND", "DEAD", "OLDEST", "NEXT TRY"];
     text.push_str(&table(&head, status.handlers.iter().map(|h| row(h, now)).collect(), style));
     text
+}
+
+fn follow_up(rule: &FollowUpJson, now: Timestamp) -> String {
+    let state = match (rule.configured, rule.paused) {
+        (false, _) => ", not configured: its timers rest",
+        (true, true) => ", paused",
+        (true, false) => "",
+    };
+    let next = rule.next_due_at.as_ref().map(|due| format!(", next due {}", relative(due, now)));
+    let (name, next) = (escape(&rule.name), next.unwrap_or_default());
+    format!("follow-up {name}: {} waiting{next}{state}\n", rule.waiting)
 }
 
 /// One line for a place in the log that is lost.

@@ -106,27 +106,27 @@ pub fn merge(options: &LoadOptions, problems: &mut Vec<Problem>) -> Merged {
     }
 
     if let Some(file) = main_file(options) {
-        let mut handlers = 0;
+        let mut before = Before::default();
         if let Some((dict, text)) = read(&file, problems) {
-            handlers = count_handlers(&dict);
-            collect_lines(&file, &text, 0, &mut lines);
+            collect_lines(&file, &text, &before, &mut lines);
+            before.add(&dict);
             figment = figment.merge(Layer { name: file_layer(&file), dict });
             files.push(file.clone());
         }
         for extra in handler_files(&file, problems) {
             let Some((dict, text)) = read(&extra, problems) else { continue };
-            collect_lines(&extra, &text, handlers, &mut lines);
-            let fits = |key: &String| key == "handler" || key == "secrets";
+            collect_lines(&extra, &text, &before, &mut lines);
+            let fits = |key: &String| ["handler", "followup", "secrets"].contains(&key.as_str());
             for key in dict.keys().filter(|key| !fits(key)) {
                 let line = lines.get(&(file_layer(&extra), key.clone()));
                 let place = line.map_or(extra.display().to_string(), |line| {
                     format!("{}:{line}", extra.display())
                 });
-                let message = "a file in handlers.d may hold only [[handler]] and [secrets]; \
-                               move this to the main file";
+                let message = "a file in handlers.d may hold only [[handler]], [[followup]] and \
+                               [secrets]; move this to the main file";
                 problems.push(Problem::at(place, key, message));
             }
-            handlers += count_handlers(&dict);
+            before.add(&dict);
             let dict = dict.into_iter().filter(|(key, _)| fits(key)).collect();
             figment = figment.admerge(Layer { name: file_layer(&extra), dict });
             files.push(extra);
@@ -217,8 +217,21 @@ fn handler_files(file: &Path, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
     files
 }
 
-fn count_handlers(dict: &Dict) -> usize {
-    dict.get("handler").and_then(Value::as_array).map_or(0, <[Value]>::len)
+/// How many items each list that further files add to has so far.
+#[derive(Default)]
+struct Before(BTreeMap<&'static str, usize>);
+
+impl Before {
+    fn add(&mut self, dict: &Dict) {
+        for key in ["handler", "followup"] {
+            let items = dict.get(key).and_then(Value::as_array).map_or(0, <[Value]>::len);
+            *self.0.entry(key).or_default() += items;
+        }
+    }
+
+    fn of(&self, key: &str) -> usize {
+        self.0.get(key).copied().unwrap_or(0)
+    }
 }
 
 fn env_dict(env: &[(String, String)]) -> Dict {
@@ -305,11 +318,11 @@ impl<'de> Deserialize<'de> for Spans {
     }
 }
 
-/// `handlers_before`: how many handlers earlier files hold; this file's are counted on from there.
+/// `before`: what earlier files hold; the items of this one are counted on from there.
 fn collect_lines(
     file: &Path,
     text: &str,
-    handlers_before: usize,
+    before: &Before,
     lines: &mut BTreeMap<(String, String), usize>,
 ) {
     // Line numbers are a courtesy: without them a message names the file alone.
@@ -328,7 +341,7 @@ fn collect_lines(
                 }
             }
             Spans::List(items) => {
-                let first = if path == "handler" { handlers_before } else { 0 };
+                let first = before.of(&path);
                 for (i, item) in items.iter().enumerate() {
                     let path = format!("{path}[{}]", first + i);
                     lines.insert((layer.clone(), path.clone()), line_of(text, item.span().start));

@@ -1,5 +1,6 @@
 //! The validated configuration. Everything below `config` has been checked; nothing above re-checks.
 
+mod followups;
 mod handlers;
 mod layers;
 mod load;
@@ -35,6 +36,7 @@ pub struct Config {
     pub admin: Admin,
     pub log: Log,
     pub handlers: Vec<Handler>,
+    pub followups: Vec<FollowUp>,
     /// `[secrets]`, for `secret('name')` in templates.
     pub secrets: BTreeMap<String, Secret>,
 }
@@ -130,6 +132,20 @@ pub struct Handler {
     pub timeout: Duration,
     pub schedule: Schedule,
     pub action: Action,
+}
+
+/// After a start event, unless something cancels it in the same conversation, comes an event of type
+/// `followup.due`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FollowUp {
+    /// Under which its timers are kept.
+    pub name: HandlerName,
+    /// Globs over event types.
+    pub start: Vec<String>,
+    pub cancel: Vec<String>,
+    pub after: Duration,
+    /// Also where the one before went unanswered.
+    pub repeat: bool,
 }
 
 #[derive(Clone, Debug)]

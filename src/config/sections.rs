@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::load::{LoadOptions, ValueSource};
 use super::read::{Node, Table};
 use super::secrets::Places;
-use super::{Admin, Config, Intake, Listen, Log, LogFormat, Retention, Source, handlers};
+use super::{
+    Admin, Config, Intake, Listen, Log, LogFormat, Retention, Source, followups, handlers,
+};
 use crate::delivery::HandlerName;
 use crate::schedule::Schedule;
 use crate::signature::{Policy, Scheme, Secret};
@@ -59,7 +61,7 @@ pub fn read(top: &Node<'_>, options: &LoadOptions) -> Option<Read> {
         }
     }
     let (handlers, handler_origins) = handlers::read(root.get("handler"));
-    root.not_built("followup", "follow-ups come in a later version");
+    let followups = followups::read(root.get("followup"));
     root.not_built("notify", "notifications come in a later version");
     root.finish();
 
@@ -72,6 +74,7 @@ pub fn read(top: &Node<'_>, options: &LoadOptions) -> Option<Read> {
         admin: admin?,
         log: log?,
         handlers,
+        followups,
         secrets,
     };
     Some(Read { config, handler_origins, secret_origins, implied })

@@ -181,8 +181,8 @@ fn a_problem_in_a_handler_file_names_that_file_and_line() {
     assert_eq!(
         case.problems(),
         [
-            "handlers.d/y.toml:2: data_dir: a file in handlers.d may hold only [[handler]] and \
-             [secrets]; move this to the main file",
+            "handlers.d/y.toml:2: data_dir: a file in handlers.d may hold only [[handler]], \
+             [[followup]] and [secrets]; move this to the main file",
             "handlers.d/x.toml:3: handler[1].file: needs path",
             "handlers.d/x.toml:3: handler[1].file.pth: unknown key; did you mean \"path\"?",
         ]
@@ -341,10 +341,33 @@ fn addresses_are_checked() {
 
 #[test]
 fn what_is_not_built_yet_is_said_so() {
-    let text = "[intake.tls]\ncert = \"c\"\n[[followup]]\nname = \"x\"\n[notify]\na = 1\n";
+    let text = "[intake.tls]\ncert = \"c\"\n[notify]\na = 1\n";
     let problems = problems(text);
-    assert_eq!(problems.len(), 3, "{problems:?}");
+    assert_eq!(problems.len(), 2, "{problems:?}");
     assert!(problems.iter().all(|p| p.contains("not built yet")), "{problems:?}");
+}
+
+#[test]
+fn a_follow_up_has_a_name_a_start_and_a_delay() {
+    let text = "[[followup]]\nname = \"no-reply\"\nstart = \"message.read\"\nafter = \"24h\"\n";
+    let rule = case(text).load().config.followups.remove(0);
+    assert_eq!(rule.name.follow_up_rule(), Some("no-reply"));
+    assert_eq!(
+        (rule.start, rule.cancel),
+        (vec!["message.read".into()], vec!["message.received".into()])
+    );
+    assert_eq!((rule.after, rule.repeat), (Duration::from_secs(24 * 3600), false));
+    for (text, named) in [
+        ("start = \"a\"\nafter = \"1h\"", "needs name"),
+        ("name = \"a b\"\nstart = \"a\"\nafter = \"1h\"", "a b"),
+        ("name = \"a\"\nafter = \"1h\"", "needs start"),
+        ("name = \"a\"\nstart = []\nafter = \"1h\"", "matches nothing"),
+        ("name = \"a\"\nstart = \"a\"\nafter = \"0s\"", "after"),
+        ("name = \"a\"\nstart = \"a\"\nafter = \"1h\"\ncancle = \"b\"", "cancel"),
+    ] {
+        let problems = problems(&format!("[[followup]]\n{text}\n"));
+        assert!(problems[0].contains(named) && problems.len() == 1, "{text}: {problems:?}");
+    }
 }
 
 #[test]

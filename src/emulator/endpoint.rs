@@ -159,7 +159,8 @@ pub async fn ping(
             imported: false,
         },
     };
-    let call = Call { event: Arc::new(event), attempt: 1, now, deadline: ANSWER_WITHIN };
+    let call =
+        Call { event: Arc::new(event), message: None, attempt: 1, now, deadline: ANSWER_WITHIN };
     let started = tokio::time::Instant::now();
     let report = sender.run(call).await;
     let took = started.elapsed();

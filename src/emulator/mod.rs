@@ -127,6 +127,7 @@ fn config(options: &EmulateOptions, secret: Secret, schedule: Schedule) -> Confi
         canonical_json: true,
     };
     Config {
+        followups: vec![],
         data_dir: options.data_dir.clone(),
         // Nothing comes in: events are made here.
         intake: config::Intake {

@@ -116,7 +116,12 @@ impl Exec {
     fn render(&self, call: &Call) -> Result<Rendered, String> {
         let event = &call.event.new;
         let engine = &self.common.engine;
-        let context = template::context(&call.event, &self.common.name, call.attempt);
+        let context = template::context(
+            &call.event,
+            call.message.as_deref(),
+            &self.common.name,
+            call.attempt,
+        );
         // A NUL cannot be passed on; it means nothing in a message either.
         let plain = |text: String| text.replace('\0', "");
         let mut command = Vec::new();

@@ -6,6 +6,7 @@ use wildmatch::WildMatch;
 
 use super::template::{self, Engine};
 use crate::event::{Event, MALFORMED};
+use crate::message::MessageView;
 
 /// Globs over the event's type, then the optional `when`.
 #[derive(Clone)]
@@ -34,8 +35,8 @@ impl Filter {
 
     /// # Errors
     /// The expression cannot be computed for this event.
-    pub fn when(&self, event: &Event) -> Result<bool, String> {
+    pub fn when(&self, event: &Event, message: Option<&MessageView>) -> Result<bool, String> {
         let Some((source, engine)) = &self.when else { return Ok(true) };
-        engine.is_true("when", source, &template::context(event, &self.handler, 1))
+        engine.is_true("when", source, &template::context(event, message, &self.handler, 1))
     }
 }

@@ -22,6 +22,7 @@ use crate::clock::{BoxFuture, Timestamp};
 use crate::config::{self, Action, HttpBody};
 use crate::delivery::Outcome;
 use crate::event::{Event, MALFORMED};
+use crate::message::MessageView;
 use crate::signature::Secret;
 
 pub use filter::Filter;
@@ -35,6 +36,8 @@ pub const KEPT_BYTES: usize = 16 << 10;
 #[derive(Clone, Debug)]
 pub struct Call {
     pub event: Arc<Event>,
+    /// Of the event's message, where some template looks at it.
+    pub message: Option<Arc<MessageView>>,
     /// From 1.
     pub attempt: u32,
     pub now: Timestamp,
@@ -77,6 +80,8 @@ pub struct BuildContext<'a> {
 pub struct Built {
     pub handler: Arc<dyn Handler>,
     pub filter: Filter,
+    /// Some template looks at `message`.
+    pub uses_message: bool,
 }
 
 /// What the three kinds of handler have in common.
@@ -130,13 +135,14 @@ fn build_unnamed(handler: &config::Handler, ctx: &BuildContext<'_>) -> Result<Bu
         }
         Action::File(sink) => (Arc::new(file::File::new(sink)), Arc::new(engine)),
     };
+    let uses_message = engine.uses_message;
     let filter = Filter {
         handler: name,
         globs: handler.events.iter().map(|glob| WildMatch::new(glob)).collect(),
         names_malformed: handler.events.iter().any(|glob| glob == MALFORMED),
         when: handler.when.clone().map(|when| (when, engine)),
     };
-    Ok(Built { handler: built, filter })
+    Ok(Built { handler: built, filter, uses_message })
 }
 
 fn text_of(secret: &Secret) -> String {
@@ -314,7 +320,7 @@ mod tests {
         let mut h = handler(exec(&["/bin/true"]));
         h.when = Some("data.to and not test and data.n > 3 and handler == 'h'".into());
         let filter = context(|ctx| build(&h, ctx)).unwrap().filter;
-        let when = |body: &str| filter.when(&event(body));
+        let when = |body: &str| filter.when(&event(body), None);
         assert!(filter.has_when());
         assert_eq!(when(r#"{"type":"t","data":{"to":"x","n":4}}"#), Ok(true));
         assert_eq!(when(r#"{"type":"t","test":true,"data":{"to":"x","n":4}}"#), Ok(false));

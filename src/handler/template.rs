@@ -16,6 +16,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, State, UndefinedBehavior};
 
 use super::scan;
 use crate::event::Event;
+use crate::message::MessageView;
 use crate::signature::json;
 
 /// Instructions per rendering: a loop over a megabyte of JSON fits, an endless one ends.
@@ -24,8 +25,8 @@ const FUEL: u64 = 1_000_000;
 const OUTPUT_MAX_BYTES: usize = 8 << 20;
 
 /// Every name that a template may use, besides minijinja's own functions.
-const NAMES: [&str; 8] =
-    ["event", "data", "payload", "test", "attempt", "handler", "secret", "env"];
+const NAMES: [&str; 9] =
+    ["event", "data", "payload", "test", "message", "attempt", "handler", "secret", "env"];
 
 /// Where a template stands decides how it is rendered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Engine {
     url: Environment<'static>,
     /// Templates so far: the environments know them by number, as two fields can share a name.
     count: usize,
+    /// Some template looks at `message`, which takes several reads.
+    pub uses_message: bool,
 }
 
 /// One compiled field. Only the engine that compiled it can render it.
@@ -90,6 +93,7 @@ impl Engine {
             argument: environment(values, UndefinedBehavior::Strict, Value::from),
             url,
             count: 0,
+            uses_message: false,
         }
     }
 
@@ -123,6 +127,7 @@ impl Engine {
             let template = environment.get_template(&key).map_err(|e| e.to_string())?;
             let names = template.undeclared_variables(false);
             check_names(environment, field, names.iter().map(String::as_str))?;
+            self.uses_message |= names.contains("message");
             scan::check(environment, &scan::template_code(source))
                 .map_err(|e| e.within(field, source))?;
         }
@@ -148,7 +153,7 @@ impl Engine {
 
     /// # Errors
     /// As [`Engine::compile`].
-    pub fn compile_condition(&self, field: &str, source: &str) -> Result<(), String> {
+    pub fn compile_condition(&mut self, field: &str, source: &str) -> Result<(), String> {
         if !scan::is_one_expression(source) {
             return Err(format!(
                 "{field}: '}}}}' closes nothing; write the bare expression, as in {field} = \"data.to\""
@@ -158,7 +163,10 @@ impl Engine {
             self.text.compile_expression(source).map_err(|e| describe(field, source, &e))?;
         let names = expression.undeclared_variables(false);
         check_names(&self.text, field, names.iter().map(String::as_str))?;
-        scan::check(&self.text, &[(0, source)]).map_err(|e| e.within(field, source))
+        let uses_message = names.contains("message");
+        scan::check(&self.text, &[(0, source)]).map_err(|e| e.within(field, source))?;
+        self.uses_message |= uses_message;
+        Ok(())
     }
 
     /// # Errors
@@ -215,7 +223,7 @@ impl Engine {
 
 /// What templates see of an attempt.
 #[must_use]
-pub fn context(event: &Event, handler: &str, attempt: u32) -> Value {
+pub fn context(event: &Event, message: Option<&MessageView>, handler: &str, attempt: u32) -> Value {
     let payload =
         json::parse(&event.new.body).map_or(serde_json::Value::Null, |value| value.to_serde());
     let data = payload.get("data").cloned().unwrap_or_else(|| serde_json::json!({}));
@@ -230,6 +238,7 @@ pub fn context(event: &Event, handler: &str, attempt: u32) -> Value {
         data => Value::from_serialize(&data),
         test => Value::from_serialize(&test),
         payload => Value::from_serialize(&payload),
+        message => message.map_or(Value::UNDEFINED, Value::from_serialize),
         attempt => attempt,
         handler => handler,
     }
@@ -360,7 +369,7 @@ mod tests {
     fn body() -> Value {
         let body = r#"{"type":"t","data":{"s":"a\"b/é&?#@ ","n":1.5,"i":7,"b":true,"z":null,
             "o":{"y":1,"x":[1,"2"]}}}"#;
-        context(&event(body), "h", 2)
+        context(&event(body), None, "h", 2)
     }
 
     fn render(place: Place, source: &str) -> Result<String, String> {

@@ -33,6 +33,7 @@ pub fn event(body: &str) -> Event {
 
 pub fn call(body: &str) -> Call {
     Call {
+        message: None,
         event: Arc::new(event(body)),
         attempt: 1,
         now: Timestamp(1_790_000_001_000),

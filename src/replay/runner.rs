@@ -25,6 +25,7 @@ use crate::config::Start;
 use crate::delivery::{Attempt, DeliveryKey, Generation, HandlerName, Outcome, Seq};
 use crate::event::Event;
 use crate::handler::{Call, Handler, Report};
+use crate::message::MessageView;
 use crate::store::record::Record;
 use crate::store::{AppendError, Progress, Store};
 use queue::Queued;
@@ -44,7 +45,7 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 const INBOX_MAX: usize = 1_024;
 
 pub type MatchesKind = Arc<dyn Fn(&str) -> bool + Send + Sync>;
-pub type When = Arc<dyn Fn(&Event) -> Result<bool, String> + Send + Sync>;
+pub type When = Arc<dyn Fn(&Event, Option<&MessageView>) -> Result<bool, String> + Send + Sync>;
 
 /// A configured handler, ready to run.
 #[derive(Clone)]
@@ -55,6 +56,8 @@ pub struct RunnerHandler {
     /// The globs of `events`.
     pub matches_kind: MatchesKind,
     pub when: Option<When>,
+    /// `when` or a template looks at the view of the event's message.
+    pub uses_message: bool,
     pub handler: Arc<dyn Handler>,
 }
 
@@ -86,7 +89,19 @@ struct Launch {
     generation: Generation,
     number: u32,
     /// The event; or what the attempt comes to without it.
-    event: Result<Arc<Event>, Outcome>,
+    event: Result<Subject, Outcome>,
+}
+
+/// What an attempt is made for.
+struct Subject {
+    event: Arc<Event>,
+    message: Option<Arc<MessageView>>,
+}
+
+impl RunnerHandler {
+    fn message_of(&self, store: &Store, event: Seq) -> Option<MessageView> {
+        self.uses_message.then(|| store.message_of(event)).flatten().map(|message| message.view)
+    }
 }
 
 enum Request {
@@ -399,11 +414,11 @@ impl Runner {
         let now = self.shared.clock.now();
         let deadline = configured.handler.timeout;
         let attempt = async move {
-            let event = match event {
-                Ok(event) => event,
+            let Subject { event, message } = match event {
+                Ok(subject) => subject,
                 Err(outcome) => return bare(outcome),
             };
-            let call = Call { event, attempt: number, now: now.wall, deadline };
+            let call = Call { event, message, attempt: number, now: now.wall, deadline };
             let run = configured.handler.handler.run(call);
             match tokio::time::timeout(deadline + DEADLINE_SLACK, run).await {
                 Ok(report) => report,

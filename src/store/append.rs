@@ -110,6 +110,19 @@ impl Store {
         self.appender()?.written_in(log_epoch, records).await
     }
 
+    /// As `append_in`, but durable when it returns.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn append_durable_in(
+        &self,
+        log_epoch: u64,
+        records: &[Record],
+    ) -> Result<Seq, AppendError> {
+        let records = records.iter().map(record::encode).collect();
+        self.appender()?.durable_in(log_epoch, records).await
+    }
+
     /// While this is held retention drops nothing: for whoever changes what is settled, from the record to
     /// its being in the index.
     pub async fn hold_retention(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {

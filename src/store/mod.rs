@@ -12,6 +12,7 @@ pub mod files;
 pub mod index;
 pub mod indexer;
 pub mod log;
+pub mod messages;
 mod open;
 mod read;
 pub mod record;
@@ -92,6 +93,8 @@ pub struct EventHead {
     pub time: Timestamp,
     /// A hash of the conversation's address.
     pub conversation: Option<u64>,
+    /// A hash of the message's id.
+    pub message: Option<u64>,
     pub imported: bool,
 }
 

@@ -70,6 +70,8 @@ pub enum Record {
         delivery: Delivery,
         attempts: Vec<Attempt>,
         as_of: Seq,
+        /// Of a follow-up: a hash of the conversation in which its timer is the only one of its rule.
+        conversation: Option<u64>,
     },
     /// A handler as it stood once record `as_of` was applied, carried forward.
     HandlerCarried {
@@ -94,6 +96,10 @@ pub enum Record {
     /// Duplicate keys that are older than `retention.dedup`.
     Forgotten {
         keys: Vec<DedupKey>,
+    },
+    /// Somebody wrote in the conversation of this follow-up: if its timer still runs, it ends.
+    Answered {
+        key: DeliveryKey,
     },
 }
 
@@ -206,10 +212,13 @@ pub(super) mod kind {
     pub const KEYS: u8 = 15;
     pub const DROPPED: u8 = 16;
     pub const FORGOTTEN: u8 = 17;
+    pub const ANSWERED: u8 = 18;
 }
 
-/// The layout of every kind today. Each payload starts with it, so that one kind can move on alone.
+/// The layout of every kind. Each payload starts with it, so that one kind can move on alone.
 const VERSION: u8 = 1;
+/// A snapshot that has a conversation; one without is as it always was.
+const SNAPSHOT_OF_FOLLOW_UP: u8 = 2;
 
 /// `legacy` is fixed-width little-endian; the limit keeps a corrupt length from asking for memory.
 fn layout() -> impl bincode::config::Config {
@@ -217,8 +226,12 @@ fn layout() -> impl bincode::config::Config {
 }
 
 fn payload(fields: impl Encode) -> Vec<u8> {
+    payload_of(VERSION, fields)
+}
+
+fn payload_of(version: u8, fields: impl Encode) -> Vec<u8> {
     // Encoding into memory fails only for types that none of ours contains (a poisoned lock, …).
-    let mut out = vec![VERSION];
+    let mut out = vec![version];
     let result = bincode::encode_into_std_write(fields, &mut out, layout());
     debug_assert!(result.is_ok(), "{result:?}");
     out
@@ -248,9 +261,13 @@ pub fn encode(record: &Record) -> (u8, Vec<u8>) {
         Record::Carried { seq, time, event, repeats } => {
             (kind::CARRIED, payload((seq, time, event, repeats)))
         }
-        Record::Snapshot { delivery, attempts, as_of } => {
+        Record::Snapshot { delivery, attempts, as_of, conversation: None } => {
             (kind::SNAPSHOT, payload((delivery, attempts, as_of)))
         }
+        Record::Snapshot { delivery, attempts, as_of, conversation } => (
+            kind::SNAPSHOT,
+            payload_of(SNAPSHOT_OF_FOLLOW_UP, (delivery, attempts, as_of, conversation)),
+        ),
         Record::HandlerCarried { handler, cursor, paused, as_of } => {
             (kind::HANDLER_CARRIED, payload((handler, cursor, paused, as_of)))
         }
@@ -259,6 +276,7 @@ pub fn encode(record: &Record) -> (u8, Vec<u8>) {
             (kind::DROPPED, payload((segment, first, last, events)))
         }
         Record::Forgotten { keys } => (kind::FORGOTTEN, payload(keys)),
+        Record::Answered { key } => (kind::ANSWERED, payload(key)),
     }
 }
 
@@ -269,8 +287,13 @@ pub fn decode(kind: u8, payload: &[u8]) -> Result<Record, DecodeError> {
         Some((version, rest)) => (*version, rest),
         None => return Err(DecodeError::Malformed { kind, why: "empty".to_owned() }),
     };
-    if !(kind::EVENT..=kind::FORGOTTEN).contains(&kind) {
+    if !(kind::EVENT..=kind::ANSWERED).contains(&kind) {
         return Err(DecodeError::UnknownKind(kind));
+    }
+    if (kind, version) == (kind::SNAPSHOT, SNAPSHOT_OF_FOLLOW_UP) {
+        let (delivery, attempts, as_of, conversation) =
+            fields(rest).map_err(|why| DecodeError::Malformed { kind, why })?;
+        return Ok(Record::Snapshot { delivery, attempts, as_of, conversation });
     }
     if version != VERSION {
         return Err(DecodeError::UnknownVersion { kind, version });
@@ -318,8 +341,9 @@ fn decode_fields(kind: u8, rest: &[u8]) -> Result<Record, String> {
         }
         kind::SNAPSHOT => {
             let (delivery, attempts, as_of) = fields(rest)?;
-            Record::Snapshot { delivery, attempts, as_of }
+            Record::Snapshot { delivery, attempts, as_of, conversation: None }
         }
+        kind::ANSWERED => Record::Answered { key: fields(rest)? },
         kind::HANDLER_CARRIED => {
             let (handler, cursor, paused, as_of) = fields(rest)?;
             Record::HandlerCarried { handler, cursor, paused, as_of }
@@ -441,7 +465,12 @@ mod tests {
                 "12 01070000000000000008000000000000000100000000000000730200000000000000653101000000000000006b010000000000000001000000000000000100000000000000680100000000000000ff0100000002000000000000007b7d010100000000000000630109000000",
             ),
             (
-                Record::Snapshot { delivery, attempts: vec![attempt()], as_of: 10 },
+                Record::Snapshot {
+                    delivery: delivery.clone(),
+                    attempts: vec![attempt()],
+                    as_of: 10,
+                    conversation: None,
+                },
                 "13 010700000000000000030000000000000063726d010000000200000001020000000200000001000000000000006401000000000000000200000001000000030000000000000004000000000000000100000002000000000000006e6f01050000000000000000010100000000000000720a00000000000000",
             ),
             (
@@ -460,6 +489,11 @@ mod tests {
                 Record::Forgotten { keys: vec![[1; 16]] },
                 "17 01010000000000000001010101010101010101010101010101",
             ),
+            (
+                Record::Snapshot { delivery, attempts: vec![], as_of: 10, conversation: Some(11) },
+                "13 020700000000000000030000000000000063726d010000000200000001020000000200000001000000000000006400000000000000000a00000000000000010b00000000000000",
+            ),
+            (Record::Answered { key: key() }, "18 010700000000000000030000000000000063726d"),
         ]
     }
 

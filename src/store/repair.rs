@@ -178,10 +178,11 @@ impl Numbers {
             }
             Record::Discarded { key: k } => Record::Discarded { key: key(k, events)? },
             Record::Replayed { key: k, due } => Record::Replayed { key: key(k, events)?, due },
-            Record::Snapshot { mut delivery, attempts, .. } => {
+            Record::Snapshot { mut delivery, attempts, conversation, .. } => {
                 delivery.key = key(delivery.key, events)?;
-                Record::Snapshot { delivery, attempts, as_of: next - 1 }
+                Record::Snapshot { delivery, attempts, as_of: next - 1, conversation }
             }
+            Record::Answered { key: k } => Record::Answered { key: key(k, events)? },
             Record::HandlerSeen { handler, from } => {
                 Record::HandlerSeen { handler, from: at_or_after(events, from, next) }
             }

@@ -477,7 +477,9 @@ async fn snapshots(tail: &Tail<'_>, plan: &Plan) -> Result<(), String> {
         let stored = stored.ok_or_else(|| format!("event {seq} cannot be read"))?;
         for d in stored.deliveries {
             let (delivery, attempts) = (d.delivery, d.attempts);
-            tail.append(Record::Snapshot { delivery, attempts, as_of }).await?;
+            let followed = store.read(|view| view.followed(&delivery.key)).ok_or(NO_INDEX)?;
+            let record = Record::Snapshot { delivery, attempts, as_of, conversation: followed };
+            tail.append(record).await?;
         }
     }
     tail.fence().await

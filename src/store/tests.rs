@@ -26,7 +26,7 @@ pub(super) fn clock() -> Arc<TestClock> {
     Arc::new(TestClock::new(WALL))
 }
 
-fn in_memory() -> Store {
+pub(super) fn in_memory() -> Store {
     let disk: Arc<dyn Disk> = Arc::new(MemDisk::new());
     let home = Home::Memory(MemoryKv::new());
     Store::open_with(disk, options(Path::new("/data")), clock(), home).unwrap()

@@ -273,7 +273,7 @@ impl Store {
             if receipt.is_duplicate() && self.delivery(&delivery.key).is_some() {
                 continue;
             }
-            let record = Record::Snapshot { delivery, attempts, as_of: seq };
+            let record = Record::Snapshot { delivery, attempts, as_of: seq, conversation: None };
             self.append_durable(record).await.map_err(ImportError::Append)?;
         }
         Ok(!receipt.is_duplicate())

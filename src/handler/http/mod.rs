@@ -117,7 +117,12 @@ impl Http {
 
     /// Everything that is decided before the first packet.
     fn prepare(&self, call: &Call) -> Result<Prepared, Outcome> {
-        let context = super::template::context(&call.event, &self.common.name, call.attempt);
+        let context = super::template::context(
+            &call.event,
+            call.message.as_deref(),
+            &self.common.name,
+            call.attempt,
+        );
         let engine = &self.common.engine;
         let target = self.plan.target(engine, &context).map_err(Outcome::reject)?;
         self.allowed(&target)?;

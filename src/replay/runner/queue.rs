@@ -7,9 +7,8 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
-use super::{Configured, Launch, Message, Shared};
+use super::{Configured, Launch, Message, Shared, Subject};
 use crate::delivery::{Delivery, DeliveryKey, Generation, Outcome, State};
-use crate::event::Event;
 use crate::replay::planner::{Command, Input};
 use crate::store::Store;
 use crate::store::record::Record;
@@ -83,7 +82,7 @@ enum Step {
     Start {
         start: Start,
         /// `None`: it must not run after all.
-        event: Option<Result<Arc<Event>, Outcome>>,
+        event: Option<Result<Subject, Outcome>>,
     },
     Log(Record),
     /// Never queued.
@@ -104,7 +103,12 @@ impl Step {
                 let as_of = key.event;
                 let delivery =
                     Delivery { key, generation: 0, attempts: 0, open_attempt: None, state };
-                Step::Log(Record::Snapshot { delivery, attempts: vec![], as_of })
+                Step::Log(Record::Snapshot {
+                    delivery,
+                    attempts: vec![],
+                    as_of,
+                    conversation: None,
+                })
             }
             Command::Moved { handler, to } => Step::Log(Record::HandlerMoved { handler, to }),
             Command::Load { .. }
@@ -136,13 +140,16 @@ struct Start {
 
 impl Start {
     /// The event; or why the handler cannot be run on it.
-    fn event(&self, store: &Store, configured: &Configured) -> Result<Arc<Event>, Outcome> {
+    fn event(&self, store: &Store, configured: &Configured) -> Result<Subject, Outcome> {
         // The disk may answer another time, and the index may be on its way.
         let event = store
             .event(self.key.event)
             .ok_or_else(|| Outcome::retry("the event could not be read from the log"))?;
-        match configured.handler.when.as_ref().map_or(Ok(true), |when| when(&event)) {
-            Ok(_) => Ok(Arc::new(event)),
+        let handler = &configured.handler;
+        let message = handler.message_of(store, self.key.event);
+        let when = handler.when.as_ref();
+        match when.map_or(Ok(true), |when| when(&event, message.as_ref())) {
+            Ok(_) => Ok(Subject { event: Arc::new(event), message: message.map(Arc::new) }),
             Err(e) => Err(Outcome::reject(format!("`when` failed: {e}"))),
         }
     }

@@ -94,7 +94,9 @@ fn wants(store: &Store, handler: &RunnerHandler, head: &EventHead) -> bool {
         return false;
     }
     let Some(when) = &handler.when else { return true };
-    store.event(head.seq).is_none_or(|event| when(&event).unwrap_or(true))
+    let Some(event) = store.event(head.seq) else { return true };
+    let message = handler.message_of(store, head.seq);
+    when(&event, message.as_ref()).unwrap_or(true)
 }
 
 fn with_conversations(store: &Store, deliveries: Vec<Delivery>, wanted: bool) -> Vec<Found> {

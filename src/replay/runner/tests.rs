@@ -78,6 +78,7 @@ async fn an_event_that_cannot_be_read_just_now_is_tried_again() {
         timeout: Duration::from_secs(5),
         matches_kind: Arc::new(|_| true),
         when: None,
+        uses_message: false,
         handler: counting.clone(),
     };
     // The index reads the log as well; what it is refused it asks for again.

@@ -19,7 +19,7 @@ use crate::store::log::Place;
 use crate::store::record::{EventRecord, Record};
 
 /// More than any single record writes, apart from those that take several batches.
-const RECORD_OPS_MAX: usize = 12;
+const RECORD_OPS_MAX: usize = 14;
 /// Pairs read at once where many have to go.
 const CHUNK: usize = 48;
 /// Types and reasons come from outside and may be as long as a body; the index keeps values small.
@@ -150,9 +150,10 @@ impl Applier {
             Record::Carried { seq, time, event, repeats } => {
                 self.carried(at, seq, time, &event, repeats)
             }
-            Record::Snapshot { delivery, attempts, as_of } => {
-                self.snapshot(at, delivery, &attempts, as_of)
+            Record::Snapshot { delivery, attempts, as_of, conversation } => {
+                self.snapshot(at, delivery, &attempts, as_of, conversation)
             }
+            Record::Answered { key } => self.answered(at, &key),
             Record::Keys { keys, .. } => self.keys(&keys),
             Record::Forgotten { keys } => self.forgotten(&keys),
             Record::Dropped { segment, first, last, .. } => self.dropped(segment, first, last),
@@ -190,6 +191,12 @@ impl Applier {
             self.overlay.put(keys::source(&entry.source), &())?;
         }
         self.overlay.put(keys::event(seq), entry)?;
+        if let Some(message) = entry.message {
+            self.overlay.put(keys::message(message, seq), &())?;
+        }
+        if let Some(conversation) = entry.voice() {
+            self.overlay.put(keys::voice(conversation, seq), &())?;
+        }
         if !self.overlay.has(&keys::id(key))? {
             self.count(keys::META_IDS, |n| n + 1)?;
         }
@@ -297,8 +304,8 @@ impl Applier {
         let end = last.saturating_add(1);
         let mut more = BTreeSet::new();
         for family in [keys::DELIVERIES, keys::REPEATS] {
-            let (from, _) = keys::of_event(family, first);
-            let (to, _) = keys::of_event(family, end);
+            let (from, _) = keys::of_number(family, first);
+            let (to, _) = keys::of_number(family, end);
             self.each((from, to), |_, key, _| {
                 more.extend(keys::first_number(&key));
                 Ok(())
@@ -311,7 +318,11 @@ impl Applier {
             let entry: EventEntry = keys::from_value(&value)?;
             if entry.place.segment == segment {
                 this.make_room()?;
+                let seq = keys::last_number(&key);
                 this.overlay.delete(key);
+                if let Some(seq) = seq {
+                    this.forget_links(seq, &entry);
+                }
                 this.count(keys::META_EVENTS, |n| n.saturating_sub(1))?;
             }
             Ok(())
@@ -340,10 +351,10 @@ impl Applier {
     /// The event with all its deliveries; its duplicate key stays.
     fn remove_event(&mut self, seq: Seq) -> Result<(), KvError> {
         self.make_room()?;
-        if !self.overlay.has(&keys::event(seq))? {
+        let Some(event) = self.overlay.get::<EventEntry>(&keys::event(seq))? else {
             return Ok(());
-        }
-        self.each(keys::of_event(keys::DELIVERIES, seq), |this, _, value| {
+        };
+        self.each(keys::of_number(keys::DELIVERIES, seq), |this, _, value| {
             let entry: DeliveryEntry = keys::from_value(&value)?;
             this.forget_attempts(&entry.delivery.key, Seq::MAX)?;
             this.make_room()?;
@@ -352,7 +363,18 @@ impl Applier {
         self.make_room()?;
         self.overlay.delete(keys::event(seq));
         self.overlay.delete(keys::repeats(seq));
+        self.forget_links(seq, &event);
         self.count(keys::META_EVENTS, |n| n.saturating_sub(1))
+    }
+
+    /// The keys by which an event is found from its message and its conversation.
+    fn forget_links(&mut self, seq: Seq, entry: &EventEntry) {
+        if let Some(message) = entry.message {
+            self.overlay.delete(keys::message(message, seq));
+        }
+        if let Some(conversation) = entry.voice() {
+            self.overlay.delete(keys::voice(conversation, seq));
+        }
     }
 
     /// The `a` keys of records up to `as_of`.
@@ -401,13 +423,10 @@ fn event_entry(at: At, time: Timestamp, event: &EventRecord) -> EventEntry {
         received_at: event.received_at,
         kind: shortened(&event.kind),
         source: event.source.clone(),
-        conversation: event.conversation.as_deref().map(conversation_hash),
+        conversation: event.conversation.as_deref().map(keys::conversation_hash),
+        message: event::message_id(&event.body).map(|id| keys::message_hash(&event.source, &id)),
         imported: event.imported,
     }
-}
-
-fn conversation_hash(address: &str) -> u64 {
-    u64::from_be_bytes(event::body_hash(address.as_bytes()))
 }
 
 fn shortened(text: &str) -> String {

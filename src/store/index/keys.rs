@@ -6,11 +6,12 @@ use bincode::{Decode, Encode};
 use super::KvError;
 use crate::clock::{BootId, Timestamp};
 use crate::delivery::{Delivery, DeliveryKey, HandlerName, Seq};
-use crate::event::DedupKey;
+use crate::event::{DedupKey, body_hash, dedup_key};
+use crate::message::REPORTS;
 use crate::store::log::Place;
 
 /// Raised when a key or value changes; an index of another format is rebuilt.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// `l` event → [`EventEntry`]
 pub const EVENTS: u8 = b'l';
@@ -34,6 +35,12 @@ pub const BUCKETS: u8 = b'c';
 pub const HANDLERS: u8 = b'h';
 /// `s` source: every one ever seen
 pub const SOURCES: u8 = b's';
+/// `n` message, event: the events of a message
+pub const MESSAGES: u8 = b'n';
+/// `v` conversation, event: what may have been said in it (all but reports of how far a message got)
+pub const VOICES: u8 = b'v';
+/// `w` follow-up rule, conversation → the event whose timer runs there, or whose timer fired unanswered
+pub const FOLLOW_UPS: u8 = b'w';
 /// `g` segment, event: events carried into a segment
 pub const CARRIED: u8 = b'g';
 /// `m`: what the index knows of itself
@@ -77,7 +84,28 @@ pub struct EventEntry {
     pub kind: String,
     pub source: String,
     pub conversation: Option<u64>,
+    /// A hash of source and messageId.
+    pub message: Option<u64>,
     pub imported: bool,
+}
+
+impl EventEntry {
+    /// The conversation, if something may have been said in it.
+    #[must_use]
+    pub fn voice(&self) -> Option<u64> {
+        self.conversation.filter(|_| !REPORTS.contains(&self.kind.as_str()))
+    }
+}
+
+#[must_use]
+pub fn conversation_hash(address: &str) -> u64 {
+    u64::from_be_bytes(body_hash(address.as_bytes()))
+}
+
+/// Whoever goes by it compares the messages' own ids: two may have the same hash.
+#[must_use]
+pub fn message_hash(source: &str, id: &str) -> u64 {
+    u64::from_be_bytes(body_hash(&dedup_key(source, id)))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -103,6 +131,8 @@ pub struct DeliveryEntry {
     pub changed: Seq,
     /// There may be `a` keys. Not while the very first attempt runs.
     pub has_history: bool,
+    /// Of a follow-up: where no other timer of its rule is to be set, as long as nobody answers.
+    pub conversation: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -290,14 +320,29 @@ pub fn source(name: &str) -> Vec<u8> {
 }
 
 #[must_use]
+pub fn message(message: u64, event: Seq) -> Vec<u8> {
+    Key::of(MESSAGES).number(message).number(event).0
+}
+
+#[must_use]
+pub fn voice(conversation: u64, event: Seq) -> Vec<u8> {
+    Key::of(VOICES).number(conversation).number(event).0
+}
+
+#[must_use]
+pub fn follow_up(rule: &HandlerName, conversation: u64) -> Vec<u8> {
+    Key::of(FOLLOW_UPS).handler(rule).number(conversation).0
+}
+
+#[must_use]
 pub fn carried(segment: u32, event: Seq) -> Vec<u8> {
     Key::of(CARRIED).segment(segment).number(event).0
 }
 
-/// `(from, to)` of all keys that begin with family and `event`.
+/// `(from, to)` of all keys that begin with family and this number, of an event, a message or a conversation.
 #[must_use]
-pub fn of_event(family: u8, event: Seq) -> (Vec<u8>, Vec<u8>) {
-    let from = Key::of(family).number(event).0;
+pub fn of_number(family: u8, number: u64) -> (Vec<u8>, Vec<u8>) {
+    let from = Key::of(family).number(number).0;
     (from.clone(), after_prefix(from))
 }
 
@@ -419,7 +464,7 @@ mod tests {
     #[test]
     fn the_range_of_an_event_ends_before_the_next_even_at_byte_boundaries() {
         for seq in [0, 0xff, 0xffff, u64::MAX] {
-            let (from, to) = of_event(DELIVERIES, seq);
+            let (from, to) = of_number(DELIVERIES, seq);
             let key = delivery(&DeliveryKey { event: seq, handler: name("crm") });
             assert!(from <= key && key < to);
             if seq < u64::MAX {

@@ -5,6 +5,7 @@
 pub mod apply;
 pub mod compact;
 pub mod keys;
+mod links;
 pub mod memory;
 mod overlay;
 pub mod query;

@@ -250,7 +250,7 @@ impl View<'_> {
 
     /// Those with a key of their own: all that did not simply succeed at once.
     pub fn tracked_deliveries(&self, event: Seq) -> Result<Vec<Delivery>> {
-        let (from, to) = keys::of_event(keys::DELIVERIES, event);
+        let (from, to) = keys::of_number(keys::DELIVERIES, event);
         let mut found = Vec::new();
         for (_, value) in self.kv.range(&from, &to, usize::MAX)? {
             found.push(keys::from_value::<DeliveryEntry>(&value)?.delivery);
@@ -325,11 +325,16 @@ impl View<'_> {
         Ok(Vec::new())
     }
 
-    pub fn find(&self, event_id: &str) -> Result<Vec<Seq>> {
+    /// Every source that an event ever came from.
+    pub fn sources(&self) -> Result<Vec<String>> {
         let (from, to) = keys::family(keys::SOURCES);
+        let pairs = self.kv.range(&from, &to, usize::MAX)?;
+        Ok(pairs.iter().map(|(key, _)| String::from_utf8_lossy(&key[1..]).into_owned()).collect())
+    }
+
+    pub fn find(&self, event_id: &str) -> Result<Vec<Seq>> {
         let mut found = Vec::new();
-        for (key, _) in self.kv.range(&from, &to, usize::MAX)? {
-            let source = String::from_utf8_lossy(&key[1..]);
+        for source in self.sources()? {
             if let Some(id) = self.id(&dedup_key(&source, event_id))?
                 && self.entry(id.seq)?.is_some()
             {
@@ -418,7 +423,7 @@ impl View<'_> {
         limit: usize,
     ) -> Result<Page<(Event, StoredDelivery)>> {
         let (from, end) = keys::family(family);
-        let mut to = cursor.map_or(end, |seq| keys::of_event(family, seq).0);
+        let mut to = cursor.map_or(end, |seq| keys::of_number(family, seq).0);
         let mut items = Vec::new();
         let mut before = None;
         for looked_at in 0.. {
@@ -450,13 +455,14 @@ impl View<'_> {
     }
 }
 
-fn head(seq: Seq, entry: EventEntry) -> EventHead {
+pub(super) fn head(seq: Seq, entry: EventEntry) -> EventHead {
     EventHead {
         seq,
         kind: entry.kind,
         source: entry.source,
         time: entry.time,
         conversation: entry.conversation,
+        message: entry.message,
         imported: entry.imported,
     }
 }

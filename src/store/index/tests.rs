@@ -212,7 +212,12 @@ fn a_dropped_segment_takes_its_events_and_leaves_what_was_carried() {
     });
     let state =
         Delivery { key: key(2), generation: 0, attempts: 1, open_attempt: None, state: dead() };
-    records.push(Record::Snapshot { delivery: state.clone(), attempts: vec![], as_of });
+    records.push(Record::Snapshot {
+        delivery: state.clone(),
+        attempts: vec![],
+        as_of,
+        conversation: None,
+    });
     let kept = (dedup_key("s", "e3"), [0; 8], 3);
     records.push(Record::Keys { dropped_at: Timestamp(0), keys: vec![kept] });
     records.push(Record::Dropped { segment: 1, first: 1, last: 49, events: 48 });
@@ -260,14 +265,19 @@ fn what_happened_while_a_snapshot_was_taken_wins() {
         event("a"),
         started(key(1), 0, 1),
         finished(key(1), 0, 1, State::Delivered),
-        Record::Snapshot { delivery: snapshot.clone(), attempts: vec![], as_of: 2 },
+        Record::Snapshot {
+            delivery: snapshot.clone(),
+            attempts: vec![],
+            as_of: 2,
+            conversation: None,
+        },
     ]);
     assert_eq!(delivery(&kv, &key(1)).unwrap().state, State::Delivered);
     let kv = index(vec![
         event("a"),
         started(key(1), 0, 1),
         finished(key(1), 0, 1, dead()),
-        Record::Snapshot { delivery: snapshot, attempts: vec![], as_of: 2 },
+        Record::Snapshot { delivery: snapshot, attempts: vec![], as_of: 2, conversation: None },
     ]);
     assert_eq!(delivery(&kv, &key(1)).unwrap().state, dead());
 }
@@ -306,7 +316,12 @@ fn random_record(rng: &mut fastrand::Rng, seq: u64) -> Record {
         17 => {
             let open_attempt = rng.bool().then_some(number);
             let delivery = Delivery { key, generation, attempts: number, open_attempt, state };
-            Record::Snapshot { delivery, attempts: vec![], as_of: rng.u64(0..seq) }
+            Record::Snapshot {
+                delivery,
+                attempts: vec![],
+                as_of: rng.u64(0..seq),
+                conversation: None,
+            }
         }
         18 => Record::Keys {
             dropped_at: Timestamp(1),

@@ -87,8 +87,8 @@ pub enum Request {
     Series {
         epoch: u64,
         records: Vec<(u8, Vec<u8>)>,
-        /// The number of the last.
-        done: oneshot::Sender<Result<Seq, AppendError>>,
+        /// Told the number of the last.
+        done: Done,
     },
     /// Drop the oldest segment.
     Remove {
@@ -130,8 +130,7 @@ impl Request {
 
     pub(super) fn refuse(self, error: AppendError) {
         match self {
-            Request::Append { done, .. } => done.refuse(error),
-            Request::Series { done, .. } => _ = done.send(Err(error)),
+            Request::Append { done, .. } | Request::Series { done, .. } => done.refuse(error),
             Request::Remove { done, .. } => _ = done.send(Err(error)),
             Request::Damaged { .. } => {}
         }
@@ -227,7 +226,6 @@ impl AppenderCore {
                     }
                 }
                 Request::Series { epoch: wanted, records, done } => {
-                    let done = Done::Written(done);
                     if wanted != epoch {
                         done.refuse(AppendError::Failed);
                     } else if room < Room::Bookkeeping {
@@ -503,8 +501,22 @@ impl Appender {
         records: Vec<(u8, Vec<u8>)>,
     ) -> Result<Seq, AppendError> {
         let (done, result) = oneshot::channel();
-        self.handle.queue.push(Request::Series { epoch, records, done });
+        self.handle.queue.push(Request::Series { epoch, records, done: Done::Written(done) });
         result.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// As [`Appender::written_in`], but durable when it returns: for whoever goes on once it is in the index.
+    ///
+    /// # Errors
+    /// See [`AppendError`].
+    pub async fn durable_in(
+        &self,
+        epoch: u64,
+        records: Vec<(u8, Vec<u8>)>,
+    ) -> Result<Seq, AppendError> {
+        let (done, result) = oneshot::channel();
+        self.handle.queue.push(Request::Series { epoch, records, done: Done::Durable(done) });
+        result.await.unwrap_or(Err(AppendError::Closed)).map(|receipt| receipt.seq())
     }
 
     /// Logs bookkeeping: returns when it is written. It is durable within a second.

@@ -88,7 +88,14 @@ fn written(payload: Vec<u8>) -> (Request, oneshot::Receiver<Result<Seq, AppendEr
 
 fn written_in(epoch: u64) -> (Request, oneshot::Receiver<Result<Seq, AppendError>>) {
     let (done, result) = oneshot::channel();
-    (Request::Series { epoch, records: vec![(2, vec![1]), (2, vec![2])], done }, result)
+    (
+        Request::Series {
+            epoch,
+            records: vec![(2, vec![1]), (2, vec![2])],
+            done: Done::Written(done),
+        },
+        result,
+    )
 }
 
 #[test]

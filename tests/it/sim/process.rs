@@ -271,7 +271,7 @@ impl Process {
         let (tell, answer) = oneshot::channel();
         let records = vec![encode(record)];
         let epoch = self.progress.log_epoch;
-        let ran_in = self.push(Request::Series { epoch, records, done: tell });
+        let ran_in = self.push(Request::Series { epoch, records, done: Done::Written(tell) });
         Ticket { answer, ran_in }
     }
 

@@ -586,7 +586,7 @@ fn begins(command: &Command) -> Record {
             let state = State::Scheduled { due };
             let as_of = key.event;
             let delivery = Delivery { key, generation: 0, attempts: 0, open_attempt: None, state };
-            Record::Snapshot { delivery, attempts: vec![], as_of }
+            Record::Snapshot { delivery, attempts: vec![], as_of, conversation: None }
         }
         Command::Moved { handler, to } => Record::HandlerMoved { handler, to },
         other => unreachable!("{other:?} begins nothing"),

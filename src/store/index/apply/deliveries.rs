@@ -44,6 +44,7 @@ impl Applier {
         let new = DeliveryEntry {
             has_history: old.as_ref().is_some_and(|o| o.has_history),
             changed: at.seq,
+            conversation: old.as_ref().and_then(|o| o.conversation),
             delivery: Delivery {
                 key,
                 generation,
@@ -84,7 +85,8 @@ impl Applier {
         };
         let changed =
             if current { at.seq } else { old.as_ref().map_or(at.seq, |entry| entry.changed) };
-        let new = DeliveryEntry { delivery, changed, has_history: true };
+        let conversation = old.as_ref().and_then(|o| o.conversation);
+        let new = DeliveryEntry { delivery, changed, has_history: true, conversation };
         self.set_delivery(old.as_ref(), Some(new))
     }
 
@@ -148,6 +150,7 @@ impl Applier {
         let new = DeliveryEntry {
             has_history: old.as_ref().is_some_and(|o| o.has_history),
             changed: at.seq,
+            conversation: old.as_ref().and_then(|o| o.conversation),
             delivery: Delivery {
                 key,
                 generation: generation.saturating_add(1),
@@ -159,6 +162,17 @@ impl Applier {
         self.set_delivery(old.as_ref(), Some(new))
     }
 
+    /// Somebody answered in the follow-up's conversation: a timer that runs ends, and the next may begin.
+    pub(super) fn answered(&mut self, at: At, key: &DeliveryKey) -> Result<(), KvError> {
+        let Some(old) = self.delivery(key)? else { return Ok(()) };
+        let mut new = DeliveryEntry { conversation: None, changed: at.seq, ..old.clone() };
+        if !old.delivery.state.is_settled() {
+            new.delivery.open_attempt = None;
+            new.delivery.state = State::Discarded;
+        }
+        self.set_delivery(Some(&old), Some(new))
+    }
+
     /// What happened after `as_of` wins over the snapshot; its history is taken either way.
     pub(super) fn snapshot(
         &mut self,
@@ -166,6 +180,7 @@ impl Applier {
         delivery: Delivery,
         attempts: &[Attempt],
         as_of: Seq,
+        conversation: Option<u64>,
     ) -> Result<(), KvError> {
         let key = delivery.key.clone();
         if !self.overlay.has(&keys::event(key.event))? {
@@ -191,7 +206,11 @@ impl Applier {
         }
         let as_of = as_of.min(at.seq);
         let changed = old.as_ref().map_or(as_of, |o| o.changed.max(as_of));
-        let new = DeliveryEntry { delivery, changed, has_history: true };
+        let conversation = match &old {
+            Some(old) if old.changed > as_of => old.conversation,
+            _ => conversation,
+        };
+        let new = DeliveryEntry { delivery, changed, has_history: true, conversation };
         self.set_delivery(old.as_ref(), Some(new))
     }
 
@@ -238,6 +257,9 @@ impl Applier {
         }
         self.set_mark(keys::waiting(&key.handler, key.event), was.waiting, is.waiting)?;
         self.set_mark(keys::dead(&key), was.dead, is.dead)?;
+        if was.follows != is.follows {
+            self.set_followed(&key, was.follows, is.follows)?;
+        }
         self.change_handler(&key.handler, |h| {
             h.scheduled = moved(h.scheduled, was.due.is_some(), is.due.is_some());
             h.dead = moved(h.dead, was.dead, is.dead);
@@ -251,6 +273,25 @@ impl Applier {
                 }
                 Ok(())
             }
+        }
+    }
+
+    fn set_followed(
+        &mut self,
+        key: &DeliveryKey,
+        was: Option<u64>,
+        is: Option<u64>,
+    ) -> Result<(), KvError> {
+        if let Some(was) = was {
+            let place = keys::follow_up(&key.handler, was);
+            // Another event's timer may have taken its place.
+            if self.overlay.get(&place)? == Some(key.event) {
+                self.overlay.delete(place);
+            }
+        }
+        match is {
+            Some(is) => self.overlay.put(keys::follow_up(&key.handler, is), &key.event),
+            None => Ok(()),
         }
     }
 
@@ -270,6 +311,7 @@ struct Derived {
     due: Option<Timestamp>,
     waiting: bool,
     dead: bool,
+    follows: Option<u64>,
 }
 
 impl Derived {
@@ -282,7 +324,9 @@ impl Derived {
         // A running first attempt gets by without: most end well within the moment.
         let first = entry.delivery.open_attempt.is_some() && !entry.has_history;
         let dead = matches!(entry.delivery.state, State::Dead { .. });
-        Derived { due, waiting: due.is_some() && !first, dead }
+        let discarded = entry.delivery.state == State::Discarded;
+        let follows = entry.conversation.filter(|_| !discarded);
+        Derived { due, waiting: due.is_some() && !first, dead, follows }
     }
 }
 

@@ -1,0 +1,168 @@
+//! From an event to the others of its message and of its conversation.
+
+use super::KvError;
+use super::keys::{self, DeliveryEntry, EventEntry};
+use super::query::{View, head};
+use crate::clock::Timestamp;
+use crate::delivery::{DeliveryKey, HandlerName, Seq};
+use crate::message::{self, MessageView, Report};
+use crate::signature::json;
+use crate::store::messages::{Message, MessageFilter};
+use crate::store::{EventHead, Page};
+
+/// Events of one message that are looked at: the oldest and the newest half of these.
+const EVENTS_MAX: usize = 1_000;
+/// Incoming messages of a conversation among which the newest is looked for, as they may have come out of order.
+const INBOUND_LOOKED_AT: usize = 4;
+/// What may have been said in a conversation, looked at to find them.
+const VOICES_MAX: usize = 256;
+const LOOKED_AT_MAX: usize = 20_000;
+const CHUNK: usize = 256;
+
+type Result<T> = std::result::Result<T, KvError>;
+
+impl View<'_> {
+    fn entry_or_gone(&self, key: &[u8]) -> Result<Option<(Seq, EventEntry)>> {
+        let Some(seq) = keys::last_number(key) else { return Ok(None) };
+        Ok(self.entry(seq)?.map(|entry| (seq, entry)))
+    }
+
+    /// The events whose message has this hash, oldest first.
+    pub fn events_of_message(&self, message: u64) -> Result<Vec<Seq>> {
+        let (from, to) = keys::of_number(keys::MESSAGES, message);
+        let half = EVENTS_MAX / 2;
+        let oldest = self.kv.range(&from, &to, half)?;
+        let mut seqs: Vec<Seq> =
+            oldest.iter().filter_map(|(key, _)| keys::last_number(key)).collect();
+        if oldest.len() == half {
+            let newest = self.kv.range_back(&from, &to, half)?;
+            seqs.extend(newest.iter().filter_map(|(key, _)| keys::last_number(key)));
+            seqs.sort_unstable();
+            seqs.dedup();
+        }
+        Ok(seqs)
+    }
+
+    /// What all events of a message say together, and what each says.
+    pub fn message(&self, source: &str, id: &str) -> Result<Option<Message>> {
+        let mut reports = Vec::new();
+        for seq in self.events_of_message(keys::message_hash(source, id))? {
+            let report = self.event(seq)?.as_ref().and_then(Report::of);
+            // Another message may have the same hash.
+            let report = report.filter(|r| r.source == source && r.message_id == id);
+            reports.extend(report.map(|report| (seq, report)));
+        }
+        let plain = reports.iter().map(|(_, report)| report.clone()).collect();
+        let Some(mut view) = MessageView::of(plain) else { return Ok(None) };
+        if let Some(conversation) = view.conversation.as_deref() {
+            view.last_inbound_at = self.last_inbound(keys::conversation_hash(conversation))?;
+        }
+        Ok(Some(Message { view, reports }))
+    }
+
+    /// The message that an event belongs to.
+    pub fn message_of(&self, event: Seq) -> Result<Option<Message>> {
+        match self.event(event)?.as_ref().and_then(Report::of) {
+            Some(report) => self.message(&report.source, &report.message_id),
+            None => Ok(None),
+        }
+    }
+
+    /// When the other party wrote last.
+    fn last_inbound(&self, conversation: u64) -> Result<Option<Timestamp>> {
+        let (from, to) = keys::of_number(keys::VOICES, conversation);
+        let mut found: Vec<Timestamp> = Vec::new();
+        for (key, _) in self.kv.range_back(&from, &to, VOICES_MAX)? {
+            let Some((seq, entry)) = self.entry_or_gone(&key)? else { continue };
+            if entry.kind != message::RECEIVED {
+                continue;
+            }
+            let event = self.event(seq)?;
+            let value = event.and_then(|event| json::parse(&event.new.body).ok());
+            let own = value.and_then(|value| message::own_time(&value, &entry.kind));
+            found.push(own.unwrap_or(entry.received_at));
+            if found.len() == INBOUND_LOOKED_AT {
+                break;
+            }
+        }
+        Ok(found.into_iter().max())
+    }
+
+    /// The events whose message has this hash, oldest first.
+    pub fn heads_of_message(&self, message: u64) -> Result<Vec<EventHead>> {
+        let mut found = Vec::new();
+        for seq in self.events_of_message(message)? {
+            found.extend(self.entry(seq)?.map(|entry| head(seq, entry)));
+        }
+        Ok(found)
+    }
+
+    /// What may have been said in a conversation among these events, oldest first; the newest, where there are
+    /// many.
+    pub fn voices(
+        &self,
+        conversation: u64,
+        events: std::ops::Range<Seq>,
+    ) -> Result<Vec<EventHead>> {
+        let from = keys::voice(conversation, events.start);
+        let to = keys::voice(conversation, events.end);
+        let mut found = Vec::new();
+        for (key, _) in self.kv.range_back(&from, &to, VOICES_MAX)? {
+            found.extend(self.entry_or_gone(&key)?.map(|(seq, entry)| head(seq, entry)));
+        }
+        found.reverse();
+        Ok(found)
+    }
+
+    /// The event whose timer of this rule runs in the conversation, or fired there and was not answered.
+    pub fn follow_up(&self, rule: &HandlerName, conversation: u64) -> Result<Option<Seq>> {
+        let value = self.kv.get(&keys::follow_up(rule, conversation))?;
+        value.as_deref().map(keys::from_value).transpose()
+    }
+
+    /// The conversation in which this delivery is the only timer of its rule.
+    pub fn followed(&self, key: &DeliveryKey) -> Result<Option<u64>> {
+        let value = self.kv.get(&keys::delivery(key))?;
+        let entry: Option<DeliveryEntry> = value.as_deref().map(keys::from_value).transpose()?;
+        Ok(entry.and_then(|entry| entry.conversation))
+    }
+
+    /// Messages, those with the newest event first; the cursor is the number of that event.
+    pub fn list_messages(
+        &self,
+        filter: &MessageFilter,
+        cursor: Option<Seq>,
+        limit: usize,
+    ) -> Result<Page<Message>> {
+        let (from, _) = keys::family(keys::EVENTS);
+        let mut before = cursor.unwrap_or(Seq::MAX);
+        let mut items = Vec::new();
+        let mut looked_at = 0;
+        while items.len() < limit && looked_at < LOOKED_AT_MAX {
+            let pairs = self.kv.range_back(&from, &keys::event(before), CHUNK)?;
+            if pairs.is_empty() {
+                return Ok(Page { items, next: None });
+            }
+            for (key, value) in pairs {
+                let Some(seq) = keys::last_number(&key) else { continue };
+                before = seq;
+                looked_at += 1;
+                let entry: EventEntry = keys::from_value(&value)?;
+                if !filter.fits_entry(&entry.source, entry.received_at) {
+                    continue;
+                }
+                let Some(message) = entry.message else { continue };
+                let (start, end) = keys::of_number(keys::MESSAGES, message);
+                let newest = self.kv.range_back(&start, &end, 1)?;
+                if newest.first().and_then(|(key, _)| keys::last_number(key)) != Some(seq) {
+                    continue;
+                }
+                items.extend(self.message_of(seq)?.filter(|m| filter.fits(&m.view)));
+                if items.len() == limit {
+                    break;
+                }
+            }
+        }
+        Ok(Page { items, next: Some(before) })
+    }
+}
