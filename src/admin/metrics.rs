@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::AdminContext;
 use super::problem::Problem;
 use super::status;
-use super::wire::{HandlerJson, StatusJson};
+use super::wire::{FollowUpJson, HandlerJson, StatusJson};
 use crate::clock::Timestamp;
 use crate::delivery::HandlerName;
 use crate::replay::tally::Outcomes;
@@ -63,6 +63,7 @@ pub async fn metrics(cx: &Arc<AdminContext>) -> Result<String, Problem> {
     store(cx, &status, &mut out);
     let now = cx.clock.now().wall;
     handlers(&status.handlers, now, &mut out);
+    followups(&status.followups, &mut out);
     attempts(cx, &status.handlers, &mut out);
     Ok(out.out)
 }
@@ -165,6 +166,14 @@ fn handlers(handlers: &[HandlerJson], now: Timestamp, out: &mut Exposition) {
         for handler in handlers {
             out.sample(name, &[("handler", &handler.name)], read(handler, now));
         }
+    }
+}
+
+fn followups(rules: &[FollowUpJson], out: &mut Exposition) {
+    let name = "bluehook_followup_timers";
+    out.family(Family(name, "gauge", "Follow-up timers that run."));
+    for rule in rules {
+        out.sample(name, &[("rule", &rule.name)], rule.waiting as f64);
     }
 }
 

@@ -27,6 +27,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/assets/keys.js", JS, include_str!("page/keys.js")),
     ("/assets/list.js", JS, include_str!("page/list.js")),
     ("/assets/live.js", JS, include_str!("page/live.js")),
+    ("/assets/messages.js", JS, include_str!("page/messages.js")),
     ("/assets/payload.js", JS, include_str!("page/payload.js")),
     ("/assets/refused.js", JS, include_str!("page/refused.js")),
     ("/assets/route.js", JS, include_str!("page/route.js")),

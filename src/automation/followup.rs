@@ -71,6 +71,8 @@ pub struct FollowUps {
     store: Store,
     clock: Arc<dyn Clock>,
     rule: Rule,
+    /// Where the log was when the rule first came up: there it begins, if the store has never met it.
+    new_from: Seq,
     /// The next event to look at, and where the log says so; void in another epoch.
     cursor: Option<Cursor>,
 }
@@ -84,7 +86,7 @@ struct Cursor {
 
 impl FollowUps {
     #[must_use]
-    pub fn new(store: Store, clock: Arc<dyn Clock>, rule: &FollowUp) -> FollowUps {
+    pub fn new(store: Store, clock: Arc<dyn Clock>, rule: &FollowUp, new_from: Seq) -> FollowUps {
         let globs = |globs: &[String]| globs.iter().map(|glob| WildMatch::new(glob)).collect();
         let rule = Rule {
             name: rule.name.clone(),
@@ -93,11 +95,16 @@ impl FollowUps {
             after: rule.after,
             repeat: rule.repeat,
         };
-        FollowUps { store, clock, rule, cursor: None }
+        FollowUps { store, clock, rule, new_from, cursor: None }
     }
 
     /// Until told to stop.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        // Events come in before the index can tell whether the rule is new, and the process may end before that
+        // too. For a rule that the store has met the record means nothing.
+        if let Err(error) = self.store.append(self.seen()).await {
+            tracing::warn!(?error, "a follow-up rule could not be entered yet; trying again later");
+        }
         let mut progress = self.store.progress();
         while !*stop.borrow() {
             progress.borrow_and_update();
@@ -165,7 +172,11 @@ impl FollowUps {
         }
     }
 
-    /// Where the rule stands; one that the store has never met begins with what comes next.
+    fn seen(&self) -> Record {
+        Record::HandlerSeen { handler: self.rule.name.clone(), from: self.new_from }
+    }
+
+    /// Where the rule stands.
     async fn position(&self, epoch: u64) -> Result<Cursor, Stalled> {
         if let Some(cursor) = self.cursor.filter(|cursor| cursor.epoch == epoch) {
             return Ok(cursor);
@@ -174,11 +185,9 @@ impl FollowUps {
         if let Some(next) = stats.cursor {
             return Ok(Cursor { epoch, next, logged: next });
         }
-        let from = self.store.next_seq();
-        let record = Record::HandlerSeen { handler: self.rule.name.clone(), from };
-        let seq = self.store.append_durable(record).await?.seq();
+        let seq = self.store.append_durable(self.seen()).await?.seq();
         self.store.wait_applied(seq).await;
-        Ok(Cursor { epoch, next: from, logged: from })
+        Ok(Cursor { epoch, next: self.new_from, logged: self.new_from })
     }
 
     /// One step along the log.

@@ -2,6 +2,7 @@
 
 pub mod followup;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, watch};
@@ -9,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::clock::Clock;
 use crate::config::FollowUp;
+use crate::delivery::{HandlerName, Seq};
 use crate::store::Store;
 use followup::FollowUps;
 
@@ -16,17 +18,24 @@ use followup::FollowUps;
 pub struct Automations {
     store: Store,
     clock: Arc<dyn Clock>,
-    running: Mutex<Option<Running>>,
+    running: Mutex<Running>,
 }
 
+#[derive(Default)]
 struct Running {
+    /// Where the log was when each rule first came up.
+    new_from: HashMap<HandlerName, Seq>,
+    tasks: Option<Tasks>,
+}
+
+struct Tasks {
     stop: watch::Sender<bool>,
-    tasks: JoinSet<()>,
+    all: JoinSet<()>,
 }
 
 impl Automations {
     pub async fn start(store: Store, clock: Arc<dyn Clock>, rules: &[FollowUp]) -> Automations {
-        let automations = Automations { store, clock, running: Mutex::new(None) };
+        let automations = Automations { store, clock, running: Mutex::default() };
         automations.reconfigure(rules).await;
         automations
     }
@@ -34,23 +43,26 @@ impl Automations {
     /// Timers of rules that are left out stay, and go on once the rule is there again.
     pub async fn reconfigure(&self, rules: &[FollowUp]) {
         let mut running = self.running.lock().await;
-        end(running.take()).await;
+        end(running.tasks.take()).await;
+        let next = self.store.next_seq();
+        running.new_from.retain(|name, _| rules.iter().any(|rule| rule.name == *name));
         let (stop, stopping) = watch::channel(false);
-        let mut tasks = JoinSet::new();
+        let mut all = JoinSet::new();
         for rule in rules {
-            let rule = FollowUps::new(self.store.clone(), Arc::clone(&self.clock), rule);
-            tasks.spawn(rule.run(stopping.clone()));
+            let from = *running.new_from.entry(rule.name.clone()).or_insert(next);
+            let rule = FollowUps::new(self.store.clone(), Arc::clone(&self.clock), rule, from);
+            all.spawn(rule.run(stopping.clone()));
         }
-        *running = Some(Running { stop, tasks });
+        running.tasks = Some(Tasks { stop, all });
     }
 
     pub async fn stop(&self) {
-        end(self.running.lock().await.take()).await;
+        end(self.running.lock().await.tasks.take()).await;
     }
 }
 
-async fn end(running: Option<Running>) {
-    let Some(Running { stop, mut tasks }) = running else { return };
+async fn end(tasks: Option<Tasks>) {
+    let Some(Tasks { stop, mut all }) = tasks else { return };
     stop.send_replace(true);
-    while tasks.join_next().await.is_some() {}
+    while all.join_next().await.is_some() {}
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod admin;
+mod automations;
 mod canonical;
 mod cli;
 #[path = "../crash/mod.rs"]

@@ -75,6 +75,16 @@ await by("filter-search").fill("seen live");
 await page.waitForFunction(() => document.querySelectorAll("[data-testid=event-row]").length === 1);
 await by("filter-search").fill("");
 
+// What became of the message: its view, and from its timeline to the event.
+await send({ eventId: "evt_view", type: "message.delivered", data: { messageId: "msg_view", to: "+15550001", body: "viewed" } });
+await by("nav-messages").click();
+await by("message-search").fill("viewed");
+await page.waitForFunction(() => document.querySelectorAll("[data-testid=message-row]").length === 1);
+await by("message-row").locator("summary").click();
+await by("timeline").getByRole("link", { name: "message.delivered" }).click();
+await by("event-detail").waitFor();
+check((await by("payload").textContent()).includes("msg_view"), "the timeline leads to the event");
+
 // A dead letter is replayed, once what failed has been mended.
 await by("nav-dead").click();
 await by("dead-row").first().waitFor();
@@ -109,7 +119,7 @@ check(!(await page.evaluate(() => "pwned" in window)), "a payload ran");
 
 // Every view, in both widths and colour schemes.
 const some = (await listed("brief=true&limit=1&search=evt_live")).items[0].seq;
-const views = { events: "events", detail: `events/${some}`, hostile: `events/${hostile[0].seq}`, dead: "dead",
+const views = { events: "events", detail: `events/${some}`, messages: "messages", hostile: `events/${hostile[0].seq}`, dead: "dead",
   refused: "refused", handlers: "handlers", trigger: "trigger" };
 const cookies = await context.cookies();
 if (SHOTS) mkdirSync(SHOTS, { recursive: true });

@@ -8,6 +8,7 @@ import * as handlers from "./handlers.js";
 import * as keys from "./keys.js";
 import * as list from "./list.js";
 import * as live from "./live.js";
+import * as messages from "./messages.js";
 import * as refused from "./refused.js";
 import { here } from "./route.js";
 import * as status from "./status.js";
@@ -22,6 +23,7 @@ function open({ view, id, params }) {
   switch (view) {
     case "event": return detail.open(id, { back: lastList });
     case "dead": return dead.open(params);
+    case "messages": return messages.open(params);
     case "refused": return refused.open();
     case "handlers": return handlers.open();
     case "trigger": return trigger.open();

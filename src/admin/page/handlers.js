@@ -11,7 +11,8 @@ import { line } from "./text.js";
 export function open() {
   const said = h("div");
   const list = h("div", { class: "cards" });
-  const element = h("section", { class: "view" }, h("div", { class: "title" }, h("h2", { tabindex: "-1" }, "Handlers")), said, list);
+  const rules = h("div");
+  const element = h("section", { class: "view" }, h("div", { class: "title" }, h("h2", { tabindex: "-1" }, "Handlers")), said, list, rules);
 
   async function set(handler, verb) {
     replace(said);
@@ -24,7 +25,8 @@ export function open() {
     await refresh();
   }
 
-  function show({ handlers }) {
+  function show({ handlers, followups }) {
+    replace(rules, followups?.length ? [h("h2", null, "Follow-up rules"), h("div", { class: "cards" }, followups.map(ruleCard))] : null);
     const focused = list.contains(document.activeElement) ? document.activeElement.dataset.handler : null;
     replace(list, handlers.length ? handlers.map((handler) => card(handler, set)) : h("p", { class: "empty" },
       "No handler yet: events are stored and nothing runs. Add a ", h("code", null, "[[handler]]"), " to the configuration, then ", h("code", null, "kill -HUP"), "."));
@@ -34,6 +36,13 @@ export function open() {
   const stop = onStatus(show);
   refresh();
   return { element, title: "Handlers", close: stop };
+}
+
+function ruleCard(rule) {
+  const state = rule.paused ? badge("paused") : rule.configured ? badge("ok", "ready") : badge("discarded", "rests: not in the configuration");
+  return h("article", { class: "card" },
+    h("div", { class: "title" }, h("h3", null, line(rule.name, 80), " ", state)),
+    facts([["Timers", count(rule.waiting)], ["Next due", rule.nextDueAt ? relative(rule.nextDueAt) : "none"]]));
 }
 
 function card(handler, set) {

@@ -1,6 +1,6 @@
 // The place within the page, kept in the address: a reload or a link leads back to it.
 
-const VIEWS = ["events", "dead", "refused", "handlers", "trigger"];
+const VIEWS = ["events", "messages", "dead", "refused", "handlers", "trigger"];
 
 export function here() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split(/\?(.*)/s);

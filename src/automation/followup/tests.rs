@@ -46,7 +46,7 @@ impl Bench {
         let (disk, index) = (Arc::new(MemDisk::new()), MemoryKv::new());
         let clock = Arc::new(TestClock::new(WALL));
         let store = open(&disk, &index, &clock);
-        let rule = FollowUps::new(store.clone(), clock.clone(), &config);
+        let rule = FollowUps::new(store.clone(), clock.clone(), &config, store.next_seq());
         let mut bench = Bench { disk, index, clock, config, store, rule, ids: 0 };
         bench.turn().await;
         bench
@@ -69,7 +69,12 @@ impl Bench {
             self.index.clear();
         }
         self.store = open(&self.disk, &self.index, &self.clock);
-        self.rule = FollowUps::new(self.store.clone(), self.clock.clone(), &self.config);
+        self.rule = FollowUps::new(
+            self.store.clone(),
+            self.clock.clone(),
+            &self.config,
+            self.store.next_seq(),
+        );
     }
 
     async fn event(&mut self, kind: &str, data: &str) -> String {

@@ -192,10 +192,10 @@ impl Applier {
         }
         self.overlay.put(keys::event(seq), entry)?;
         if let Some(message) = entry.message {
-            self.overlay.put(keys::message(message, seq), &())?;
+            self.overlay.put(keys::link(keys::MESSAGES, message, seq), &())?;
         }
         if let Some(conversation) = entry.voice() {
-            self.overlay.put(keys::voice(conversation, seq), &())?;
+            self.overlay.put(keys::link(keys::VOICES, conversation, seq), &())?;
         }
         if !self.overlay.has(&keys::id(key))? {
             self.count(keys::META_IDS, |n| n + 1)?;
@@ -370,10 +370,10 @@ impl Applier {
     /// The keys by which an event is found from its message and its conversation.
     fn forget_links(&mut self, seq: Seq, entry: &EventEntry) {
         if let Some(message) = entry.message {
-            self.overlay.delete(keys::message(message, seq));
+            self.overlay.delete(keys::link(keys::MESSAGES, message, seq));
         }
         if let Some(conversation) = entry.voice() {
-            self.overlay.delete(keys::voice(conversation, seq));
+            self.overlay.delete(keys::link(keys::VOICES, conversation, seq));
         }
     }
 

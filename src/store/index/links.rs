@@ -1,5 +1,7 @@
 //! From an event to the others of its message and of its conversation.
 
+use std::ops::Range;
+
 use super::KvError;
 use super::keys::{self, DeliveryEntry, EventEntry};
 use super::query::{View, head};
@@ -22,21 +24,62 @@ const CHUNK: usize = 256;
 type Result<T> = std::result::Result<T, KvError>;
 
 impl View<'_> {
-    fn entry_or_gone(&self, key: &[u8]) -> Result<Option<(Seq, EventEntry)>> {
-        let Some(seq) = keys::last_number(key) else { return Ok(None) };
-        Ok(self.entry(seq)?.map(|entry| (seq, entry)))
+    /// Up to `limit` of these events that lie under a hash, oldest first.
+    fn linked(&self, family: u8, hash: u64, events: Range<Seq>, limit: usize) -> Result<Vec<Seq>> {
+        let mut found = Vec::new();
+        let mut start = events.start;
+        while start < events.end && found.len() < limit {
+            let end = keys::era_end(start).min(events.end);
+            // The key of `end` itself would be in the next era.
+            let (from, to) = (keys::link(family, hash, start), keys::link(family, hash, end - 1));
+            let to = keys::successor(to);
+            for (key, _) in self.kv.range(&from, &to, limit - found.len())? {
+                found.extend(keys::last_number(&key));
+            }
+            let (_, family_end) = keys::family(family);
+            let next = self.kv.range(&keys::link(family, 0, end), &family_end, 1)?;
+            let Some(next) = next.first().and_then(|(key, _)| keys::last_number(key)) else {
+                break;
+            };
+            start = end.max(keys::era_start(next));
+        }
+        Ok(found)
+    }
+
+    /// The same, newest first.
+    fn linked_back(
+        &self,
+        family: u8,
+        hash: u64,
+        events: Range<Seq>,
+        limit: usize,
+    ) -> Result<Vec<Seq>> {
+        let mut found = Vec::new();
+        let mut end = events.end;
+        while events.start < end && found.len() < limit {
+            let (family_start, _) = keys::family(family);
+            let before = keys::link(family, u64::MAX, end - 1);
+            let last = self.kv.range_back(&family_start, &keys::successor(before), 1)?;
+            let Some(last) = last.first().and_then(|(key, _)| keys::last_number(key)) else {
+                break;
+            };
+            end = end.min(keys::era_end(last));
+            let start = keys::era_start(end - 1).max(events.start);
+            let (from, to) = (keys::link(family, hash, start), keys::link(family, hash, end - 1));
+            for (key, _) in self.kv.range_back(&from, &keys::successor(to), limit - found.len())? {
+                found.extend(keys::last_number(&key));
+            }
+            end = start;
+        }
+        Ok(found)
     }
 
     /// The events whose message has this hash, oldest first.
     pub fn events_of_message(&self, message: u64) -> Result<Vec<Seq>> {
-        let (from, to) = keys::of_number(keys::MESSAGES, message);
         let half = EVENTS_MAX / 2;
-        let oldest = self.kv.range(&from, &to, half)?;
-        let mut seqs: Vec<Seq> =
-            oldest.iter().filter_map(|(key, _)| keys::last_number(key)).collect();
-        if oldest.len() == half {
-            let newest = self.kv.range_back(&from, &to, half)?;
-            seqs.extend(newest.iter().filter_map(|(key, _)| keys::last_number(key)));
+        let mut seqs = self.linked(keys::MESSAGES, message, 0..Seq::MAX, half)?;
+        if seqs.len() == half {
+            seqs.extend(self.linked_back(keys::MESSAGES, message, 0..Seq::MAX, half)?);
             seqs.sort_unstable();
             seqs.dedup();
         }
@@ -70,10 +113,9 @@ impl View<'_> {
 
     /// When the other party wrote last.
     fn last_inbound(&self, conversation: u64) -> Result<Option<Timestamp>> {
-        let (from, to) = keys::of_number(keys::VOICES, conversation);
         let mut found: Vec<Timestamp> = Vec::new();
-        for (key, _) in self.kv.range_back(&from, &to, VOICES_MAX)? {
-            let Some((seq, entry)) = self.entry_or_gone(&key)? else { continue };
+        for seq in self.linked_back(keys::VOICES, conversation, 0..Seq::MAX, VOICES_MAX)? {
+            let Some(entry) = self.entry(seq)? else { continue };
             if entry.kind != message::RECEIVED {
                 continue;
             }
@@ -99,16 +141,10 @@ impl View<'_> {
 
     /// What may have been said in a conversation among these events, oldest first; the newest, where there are
     /// many.
-    pub fn voices(
-        &self,
-        conversation: u64,
-        events: std::ops::Range<Seq>,
-    ) -> Result<Vec<EventHead>> {
-        let from = keys::voice(conversation, events.start);
-        let to = keys::voice(conversation, events.end);
+    pub fn voices(&self, conversation: u64, events: Range<Seq>) -> Result<Vec<EventHead>> {
         let mut found = Vec::new();
-        for (key, _) in self.kv.range_back(&from, &to, VOICES_MAX)? {
-            found.extend(self.entry_or_gone(&key)?.map(|(seq, entry)| head(seq, entry)));
+        for seq in self.linked_back(keys::VOICES, conversation, events, VOICES_MAX)? {
+            found.extend(self.entry(seq)?.map(|entry| head(seq, entry)));
         }
         found.reverse();
         Ok(found)
@@ -152,9 +188,7 @@ impl View<'_> {
                     continue;
                 }
                 let Some(message) = entry.message else { continue };
-                let (start, end) = keys::of_number(keys::MESSAGES, message);
-                let newest = self.kv.range_back(&start, &end, 1)?;
-                if newest.first().and_then(|(key, _)| keys::last_number(key)) != Some(seq) {
+                if !self.linked(keys::MESSAGES, message, seq + 1..Seq::MAX, 1)?.is_empty() {
                     continue;
                 }
                 items.extend(self.message_of(seq)?.filter(|m| filter.fits(&m.view)));
