@@ -1,6 +1,7 @@
 //! What is written.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -11,6 +12,9 @@ use super::record::{self, ConflictBody, EventRecord, Record, RepeatRecord};
 use super::{AppendError, Store};
 use crate::delivery::{HandlerName, Seq};
 use crate::event::{DedupKey, NewEvent, body_hash, dedup_key};
+
+/// How long an event may wait for the index to come up. The sender gives up after 5 s.
+const INDEX_WITHIN: Duration = Duration::from_secs(2);
 
 impl Store {
     fn appender(&self) -> Result<&Appender, AppendError> {
@@ -25,9 +29,24 @@ impl Store {
         let appender = self.appender()?;
         let key = Store::dedup_key_of(&event);
         let hash = body_hash(&event.body);
-        let seen = self.inner.dedup.enter(key, hash, || {
-            self.read(|view| view.id(&key)).flatten().map(|known| (known.seq, known.body_hash))
-        });
+        let enter = || {
+            self.inner.dedup.enter(key, hash, || {
+                self.read(|view| view.id(&key)).flatten().map(|known| (known.seq, known.body_hash))
+            })
+        };
+        let mut seen = enter();
+        if matches!(seen, Seen::Busy) {
+            // Slower answers slow a sender down; a refusal makes it come again later, with the same.
+            let mut progress = self.progress();
+            let deadline = tokio::time::Instant::now() + INDEX_WITHIN;
+            while matches!(seen, Seen::Busy) {
+                match tokio::time::timeout_at(deadline, progress.changed()).await {
+                    Ok(Ok(())) => seen = enter(),
+                    Ok(Err(_)) => return Err(AppendError::Closed),
+                    Err(_) => return Err(AppendError::Busy),
+                }
+            }
+        }
         match seen {
             Seen::First => self.append_first(appender, key, event).await,
             Seen::Writing { body_hash, settled } => {

@@ -11,8 +11,10 @@ use super::AppendError;
 use crate::delivery::Seq;
 use crate::event::DedupKey;
 
-/// More than this many events ahead of the index, and intake has to wait: about 50 MB.
-const AHEAD_MAX: usize = 400_000;
+/// More than this many events ahead of the index, and intake has to wait: about 8 MB.
+const AHEAD_MAX: usize = 100_000;
+/// Room that is kept once most of it is empty again.
+const ROOM_KEPT: usize = 4_096;
 
 pub type Settled = Result<Seq, AppendError>;
 
@@ -122,6 +124,9 @@ impl Dedup {
                 }
                 Some(_) | None => {}
             }
+        }
+        if ahead.capacity() > ROOM_KEPT && ahead.len() < ahead.capacity() / 8 {
+            ahead.shrink_to(ROOM_KEPT / 2);
         }
     }
 }

@@ -320,7 +320,7 @@ pub fn source(name: &str) -> Vec<u8> {
 }
 
 /// Hashes are written all over a family. By era they fall among the newest keys alone, so that the pages of
-/// all older ones stay as they are: measured, a quarter of the memory and a third of the bytes written.
+/// all older ones stay as they are.
 const EVENTS_PER_ERA: u64 = 1 << 16;
 
 /// An event under the hash of its message or conversation.

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::KvError;
 use super::keys::{self, DeliveryEntry, EventEntry};
 use super::query::{View, head};
+use super::{Kv, KvError};
 use crate::clock::Timestamp;
 use crate::delivery::{DeliveryKey, HandlerName, Seq};
 use crate::message::{self, MessageView, Report};
@@ -23,63 +23,69 @@ const CHUNK: usize = 256;
 
 type Result<T> = std::result::Result<T, KvError>;
 
+/// Up to `limit` of these events that lie under a hash, oldest first.
+fn linked(
+    kv: &dyn Kv,
+    family: u8,
+    hash: u64,
+    events: Range<Seq>,
+    limit: usize,
+) -> Result<Vec<Seq>> {
+    let mut found = Vec::new();
+    let mut start = events.start;
+    while start < events.end && found.len() < limit {
+        let end = keys::era_end(start).min(events.end);
+        // The key of `end` itself would be in the next era.
+        let (from, to) = (keys::link(family, hash, start), keys::link(family, hash, end - 1));
+        let to = keys::successor(to);
+        for (key, _) in kv.range(&from, &to, limit - found.len())? {
+            found.extend(keys::last_number(&key));
+        }
+        let (_, family_end) = keys::family(family);
+        let next = kv.range(&keys::link(family, 0, end), &family_end, 1)?;
+        let Some(next) = next.first().and_then(|(key, _)| keys::last_number(key)) else {
+            break;
+        };
+        start = end.max(keys::era_start(next));
+    }
+    Ok(found)
+}
+
+/// The same, newest first.
+fn linked_back(
+    kv: &dyn Kv,
+    family: u8,
+    hash: u64,
+    events: Range<Seq>,
+    limit: usize,
+) -> Result<Vec<Seq>> {
+    let mut found = Vec::new();
+    let mut end = events.end;
+    while events.start < end && found.len() < limit {
+        let (family_start, _) = keys::family(family);
+        let before = keys::link(family, u64::MAX, end - 1);
+        let last = kv.range_back(&family_start, &keys::successor(before), 1)?;
+        let Some(last) = last.first().and_then(|(key, _)| keys::last_number(key)) else {
+            break;
+        };
+        end = end.min(keys::era_end(last));
+        let start = keys::era_start(end - 1).max(events.start);
+        let (from, to) = (keys::link(family, hash, start), keys::link(family, hash, end - 1));
+        for (key, _) in kv.range_back(&from, &keys::successor(to), limit - found.len())? {
+            found.extend(keys::last_number(&key));
+        }
+        end = start;
+    }
+    Ok(found)
+}
+
 impl View<'_> {
-    /// Up to `limit` of these events that lie under a hash, oldest first.
-    fn linked(&self, family: u8, hash: u64, events: Range<Seq>, limit: usize) -> Result<Vec<Seq>> {
-        let mut found = Vec::new();
-        let mut start = events.start;
-        while start < events.end && found.len() < limit {
-            let end = keys::era_end(start).min(events.end);
-            // The key of `end` itself would be in the next era.
-            let (from, to) = (keys::link(family, hash, start), keys::link(family, hash, end - 1));
-            let to = keys::successor(to);
-            for (key, _) in self.kv.range(&from, &to, limit - found.len())? {
-                found.extend(keys::last_number(&key));
-            }
-            let (_, family_end) = keys::family(family);
-            let next = self.kv.range(&keys::link(family, 0, end), &family_end, 1)?;
-            let Some(next) = next.first().and_then(|(key, _)| keys::last_number(key)) else {
-                break;
-            };
-            start = end.max(keys::era_start(next));
-        }
-        Ok(found)
-    }
-
-    /// The same, newest first.
-    fn linked_back(
-        &self,
-        family: u8,
-        hash: u64,
-        events: Range<Seq>,
-        limit: usize,
-    ) -> Result<Vec<Seq>> {
-        let mut found = Vec::new();
-        let mut end = events.end;
-        while events.start < end && found.len() < limit {
-            let (family_start, _) = keys::family(family);
-            let before = keys::link(family, u64::MAX, end - 1);
-            let last = self.kv.range_back(&family_start, &keys::successor(before), 1)?;
-            let Some(last) = last.first().and_then(|(key, _)| keys::last_number(key)) else {
-                break;
-            };
-            end = end.min(keys::era_end(last));
-            let start = keys::era_start(end - 1).max(events.start);
-            let (from, to) = (keys::link(family, hash, start), keys::link(family, hash, end - 1));
-            for (key, _) in self.kv.range_back(&from, &keys::successor(to), limit - found.len())? {
-                found.extend(keys::last_number(&key));
-            }
-            end = start;
-        }
-        Ok(found)
-    }
-
     /// The events whose message has this hash, oldest first.
     pub fn events_of_message(&self, message: u64) -> Result<Vec<Seq>> {
         let half = EVENTS_MAX / 2;
-        let mut seqs = self.linked(keys::MESSAGES, message, 0..Seq::MAX, half)?;
+        let mut seqs = linked(self.kv, keys::MESSAGES, message, 0..Seq::MAX, half)?;
         if seqs.len() == half {
-            seqs.extend(self.linked_back(keys::MESSAGES, message, 0..Seq::MAX, half)?);
+            seqs.extend(linked_back(self.kv, keys::MESSAGES, message, 0..Seq::MAX, half)?);
             seqs.sort_unstable();
             seqs.dedup();
         }
@@ -114,7 +120,7 @@ impl View<'_> {
     /// When the other party wrote last.
     fn last_inbound(&self, conversation: u64) -> Result<Option<Timestamp>> {
         let mut found: Vec<Timestamp> = Vec::new();
-        for seq in self.linked_back(keys::VOICES, conversation, 0..Seq::MAX, VOICES_MAX)? {
+        for seq in linked_back(self.kv, keys::VOICES, conversation, 0..Seq::MAX, VOICES_MAX)? {
             let Some(entry) = self.entry(seq)? else { continue };
             if entry.kind != message::RECEIVED {
                 continue;
@@ -143,7 +149,7 @@ impl View<'_> {
     /// many.
     pub fn voices(&self, conversation: u64, events: Range<Seq>) -> Result<Vec<EventHead>> {
         let mut found = Vec::new();
-        for seq in self.linked_back(keys::VOICES, conversation, events, VOICES_MAX)? {
+        for seq in linked_back(self.kv, keys::VOICES, conversation, events, VOICES_MAX)? {
             found.extend(self.entry(seq)?.map(|entry| head(seq, entry)));
         }
         found.reverse();
@@ -188,7 +194,7 @@ impl View<'_> {
                     continue;
                 }
                 let Some(message) = entry.message else { continue };
-                if !self.linked(keys::MESSAGES, message, seq + 1..Seq::MAX, 1)?.is_empty() {
+                if !linked(self.kv, keys::MESSAGES, message, seq + 1..Seq::MAX, 1)?.is_empty() {
                     continue;
                 }
                 items.extend(self.message_of(seq)?.filter(|m| filter.fits(&m.view)));
@@ -198,5 +204,53 @@ impl View<'_> {
             }
         }
         Ok(Page { items, next: Some(before) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::index::memory::MemoryKv;
+
+    /// Events of four hashes over eras that are full, sparse and empty, next to another family.
+    #[test]
+    fn what_lies_under_a_hash_is_found_across_eras_in_order_and_within_bounds() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..200 {
+            let kv = MemoryKv::new();
+            let mut all = Vec::new();
+            for _ in 0..random.usize(0..60) {
+                let era = [0, 1, 2, 3, 900, 901, 1 << 40][random.usize(0..7)];
+                let within = [0, 1, random.u64(0..65_536), 65_534, 65_535][random.usize(0..5)];
+                let (seq, hash) = ((era << 16) + within, [0, 1, 7, u64::MAX][random.usize(0..4)]);
+                all.push((hash, seq));
+                for family in [keys::MESSAGES, keys::VOICES] {
+                    kv.apply(vec![(keys::link(family, hash, seq), Some(vec![]))]).unwrap();
+                }
+            }
+            all.sort_unstable();
+            all.dedup();
+            for _ in 0..20 {
+                let (hash, limit) = ([0, 1, 7, u64::MAX][random.usize(0..4)], random.usize(1..9));
+                let mut bound = || match random.usize(0..4) {
+                    0 => 0,
+                    1 => Seq::MAX,
+                    _ => all.get(random.usize(0..60)).map_or(5, |(_, seq)| seq + random.u64(0..2)),
+                };
+                let events = bound()..bound();
+                let mut wanted: Vec<Seq> = all
+                    .iter()
+                    .filter(|(h, seq)| *h == hash && events.contains(seq))
+                    .map(|(_, seq)| *seq)
+                    .collect();
+                let found = linked(&kv, keys::MESSAGES, hash, events.clone(), limit).unwrap();
+                assert_eq!(found, wanted[..limit.min(wanted.len())], "{events:?} {all:?}");
+                wanted.reverse();
+                let found = linked_back(&kv, keys::MESSAGES, hash, events.clone(), limit).unwrap();
+                assert_eq!(found, wanted[..limit.min(wanted.len())], "{events:?} {all:?}");
+            }
+        }
     }
 }
