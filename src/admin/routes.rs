@@ -200,8 +200,10 @@ async fn trigger(
     };
     let now = cx.clock.now().wall;
     let sample = sample::Sample::build(request, now).map_err(Problem::bad)?;
-    let headers = sample.headers(&source.signature, now).map_err(Problem::bad)?;
-    send::to_listener(listen, &source.path, &sample, &headers).await.map_err(Problem::internal)
+    let headers =
+        sample.headers(&source.signature, now, request.bad_signature).map_err(Problem::bad)?;
+    let target = send::Target::Intake { listen: listen.clone(), path: source.path.clone() };
+    send::send(&target, request, &sample, &headers).await.map_err(Problem::internal)
 }
 
 #[cfg(test)]

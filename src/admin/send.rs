@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::sample::Sample;
-use super::wire::Triggered;
+use super::wire::{Answered, TriggerRequest, Triggered};
 use crate::config::Listen;
 
 /// The vendor gives up after 5 s; a little more shows a late answer as what it is.
@@ -20,16 +20,79 @@ const ANSWER_MAX: usize = 4 << 10;
 
 type Headers = [(String, String)];
 
-/// To one of our own listeners; a wildcard address is reached over loopback.
+/// Where a sample goes.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// One of our own listeners.
+    Intake {
+        listen: Listen,
+        path: String,
+    },
+    Url(String),
+}
+
+impl Target {
+    /// # Errors
+    /// It is none of `http` or `https`.
+    pub fn url(url: &str) -> Result<Target, String> {
+        let uri: Uri = url
+            .parse()
+            .map_err(|e| format!("{url:?} is no URL: {e}; it starts with http:// or https://"))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
+            return Err(format!(
+                "{url:?} is no URL to send to; it starts with http:// or https://"
+            ));
+        }
+        Ok(Target::Url(url.to_owned()))
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Target::Intake { listen: Listen::Tcp(address), path } => {
+                format!("http://{}{path}", reachable(*address))
+            }
+            Target::Intake { listen: Listen::Unix(socket), .. } => {
+                format!("unix:{}", socket.display())
+            }
+            Target::Url(url) => url.clone(),
+        }
+    }
+}
+
+/// Signs a sample and sends it, twice if asked to.
 ///
 /// # Errors
 /// One line: what, why, what to do next.
-pub async fn to_listener(
+pub async fn send(
+    target: &Target,
+    request: &TriggerRequest,
+    sample: &Sample,
+    headers: &Headers,
+) -> Result<Triggered, String> {
+    let copy = || async {
+        match target {
+            Target::Intake { listen, path } => to_listener(listen, path, sample, headers).await,
+            Target::Url(url) => to_url(url, sample, headers).await,
+        }
+    };
+    let answer = copy().await?;
+    let again = if request.duplicate { Some(copy().await?) } else { None };
+    Ok(Triggered {
+        event_id: sample.event_id.clone(),
+        kind: sample.kind.clone(),
+        to: target.name(),
+        answer,
+        again,
+    })
+}
+
+/// To one of our own listeners; a wildcard address is reached over loopback.
+async fn to_listener(
     listen: &Listen,
     path: &str,
     sample: &Sample,
     headers: &Headers,
-) -> Result<Triggered, String> {
+) -> Result<Answered, String> {
     let started = Instant::now();
     match listen {
         Listen::Tcp(address) => {
@@ -39,7 +102,7 @@ pub async fn to_listener(
             let sent = within(&to, async {
                 over(tokio::net::TcpStream::connect(address).await?, request).await
             });
-            read(sample, &to, started, sent.await?).await
+            read(&to, started, sent.await?).await
         }
         Listen::Unix(socket) => {
             let to = format!("unix:{}", socket.display());
@@ -47,20 +110,12 @@ pub async fn to_listener(
             let sent = within(&to, async {
                 over(tokio::net::UnixStream::connect(socket).await?, request).await
             });
-            read(sample, &to, started, sent.await?).await
+            read(&to, started, sent.await?).await
         }
     }
 }
 
-/// To any `http` or `https` URL.
-///
-/// # Errors
-/// As above.
-pub async fn to_url(url: &str, sample: &Sample, headers: &Headers) -> Result<Triggered, String> {
-    let uri: Uri = url.parse().map_err(|e| format!("{url:?} is no URL: {e}"))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
-        return Err(format!("{url:?} is no URL to send to; it starts with http:// or https://"));
-    }
+async fn to_url(url: &str, sample: &Sample, headers: &Headers) -> Result<Answered, String> {
     let connector = hyper_rustls::HttpsConnectorBuilder::new()
         .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
         .map_err(|e| {
@@ -73,7 +128,7 @@ pub async fn to_url(url: &str, sample: &Sample, headers: &Headers) -> Result<Tri
     let started = Instant::now();
     let request = request(url, None, sample, headers)?;
     let answer = within(url, async { Ok(client.request(request).await?) }).await?;
-    read(sample, url, started, answer).await
+    read(url, started, answer).await
 }
 
 fn request(
@@ -131,21 +186,13 @@ where
     Ok(sender.send_request(request).await?)
 }
 
-async fn read(
-    sample: &Sample,
-    to: &str,
-    started: Instant,
-    answer: Response<Incoming>,
-) -> Result<Triggered, String> {
+async fn read(to: &str, started: Instant, answer: Response<Incoming>) -> Result<Answered, String> {
     let took = started.elapsed();
     let status = answer.status().as_u16();
     let body = within(to, Limited::new(answer.into_body(), ANSWER_MAX).collect());
     // The status is what counts: an answer that is too long or cut off has no text here.
     let body = body.await.map(|body| body.to_bytes()).unwrap_or_default();
-    Ok(Triggered {
-        event_id: sample.event_id.clone(),
-        kind: sample.kind.clone(),
-        to: to.to_owned(),
+    Ok(Answered {
         status,
         body: String::from_utf8_lossy(&body).into_owned(),
         took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),

@@ -288,6 +288,12 @@ pub struct TriggerRequest {
     /// `data.body=Hi`: one value within the payload.
     #[serde(default)]
     pub set: Vec<String>,
+    /// The same bytes are sent twice, as the vendor does when an answer is lost.
+    #[serde(default)]
+    pub duplicate: bool,
+    /// As somebody sends it who does not know the secret.
+    #[serde(default)]
+    pub bad_signature: bool,
 }
 
 /// What became of one triggered event.
@@ -298,7 +304,18 @@ pub struct Triggered {
     #[serde(rename = "type")]
     pub kind: String,
     pub to: String,
+    #[serde(flatten)]
+    pub answer: Answered,
+    /// The answer to the second copy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub again: Option<Answered>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answered {
     pub status: u16,
+    /// Up to 4 KiB of it.
     pub body: String,
     pub took_ms: u64,
 }

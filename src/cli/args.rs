@@ -231,7 +231,7 @@ pub struct Filter {
 
 #[derive(Debug, Args)]
 pub struct Trigger {
-    /// message.sent, .delivered, .read, .failed, .received; or any other with --data
+    /// message.sent, .delivered, .read, .failed, .received; any other is sent as well
     #[arg(value_name = "TYPE")]
     pub kind: String,
     /// Send there, not to the running appliance
@@ -243,6 +243,12 @@ pub struct Trigger {
     /// One value within the event, such as data.body=Hi
     #[arg(long, value_name = "PATH=VALUE")]
     pub set: Vec<String>,
+    /// Send each event twice: the second is counted and not handled again
+    #[arg(long)]
+    pub duplicate: bool,
+    /// Sign as somebody would who does not know the secret: it must be refused
+    #[arg(long)]
+    pub bad_signature: bool,
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub count: u32,
 }

@@ -5,22 +5,18 @@ use std::io::{BufRead, IsTerminal as _, Write as _};
 use http_body_util::BodyExt as _;
 use hyper::Method;
 
-use super::args::{Command, Common, Dead, DeadChange, Events, Filter, Trigger};
+use super::args::{Command, Common, Dead, DeadChange, Events, Filter};
 use super::client::{Client, empty, read};
-use super::render::{Style, escape};
-use super::{FAILED, Failure, USAGE, print, print_json, settings, show, stopped, tail};
-use crate::admin::wire::{
-    Changed, EventItem, Imported, PageJson, Selection, SignIn, StatusJson, TriggerRequest,
-    Triggered,
-};
-use crate::admin::{sample, send};
+use super::render::Style;
+use super::{FAILED, Failure, USAGE, print, print_json, show, stopped, tail};
+use crate::admin::wire::{Changed, EventItem, Imported, PageJson, Selection, SignIn, StatusJson};
 use crate::clock::{Clock as _, SystemClock, Timestamp};
 
 const PAGE: usize = 500;
 
 pub async fn run(common: &Common, command: Command) -> Result<(), Failure> {
     if let Command::Trigger(trigger) = &command {
-        return self::trigger(common, trigger).await;
+        return super::trigger::run(common, trigger).await;
     }
     let client = stopped::client(common, &command).await?;
     match command {
@@ -277,46 +273,6 @@ async fn import(common: &Common, client: &Client, file: &std::path::Path) -> Res
         "imported {} events and {} deliveries; {} events were there already\n",
         done.events, done.deliveries, done.known
     ))
-}
-
-async fn trigger(common: &Common, asked: &Trigger) -> Result<(), Failure> {
-    let data = asked.data.as_deref().map(serde_json::from_str).transpose();
-    let data = data.map_err(|e| Failure::usage(format!("--data is no JSON: {e}")))?;
-    let request = TriggerRequest { kind: asked.kind.clone(), data, set: asked.set.clone() };
-    let mut refused = 0;
-    for _ in 0..asked.count {
-        let done: Triggered = match &asked.to {
-            None => {
-                let client = Client { socket: settings::socket(common)?, stopped: None };
-                client.post("/api/v1/trigger", &request).await?
-            }
-            Some(url) => {
-                let loaded = settings::load(common)?;
-                let source = loaded.config.sources.first();
-                let source = source.ok_or_else(|| Failure::usage("no source is configured"))?;
-                let sample = sample::Sample::build(&request, now()).map_err(Failure::usage)?;
-                let headers = sample.headers(&source.signature, now()).map_err(Failure::usage)?;
-                send::to_url(url, &sample, &headers).await.map_err(Failure::unreachable)?
-            }
-        };
-        refused += u32::from(!(200..300).contains(&done.status));
-        if common.json {
-            print_json(&done)?;
-        } else if !common.quiet {
-            print(&format!(
-                "{} {} -> {}: {} in {} ms\n",
-                escape(&done.kind),
-                escape(&done.event_id),
-                escape(&done.to),
-                done.status,
-                done.took_ms
-            ))?;
-        }
-    }
-    if refused == 0 {
-        return Ok(());
-    }
-    Err(Failure::failed(format!("{refused} of {} were not accepted; see the log", asked.count)))
 }
 
 #[cfg(test)]

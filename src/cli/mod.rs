@@ -11,6 +11,7 @@ mod show;
 mod stopped;
 mod tail;
 mod time;
+mod trigger;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

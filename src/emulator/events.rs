@@ -29,6 +29,12 @@ pub async fn send(emulator: &Emulator, request: &TriggerRequest) -> Result<Sent,
     if request.kind.is_empty() {
         return Err(Problem::bad("type is empty; give one, such as message.received"));
     }
+    if request.duplicate || request.bad_signature {
+        return Err(Problem::bad(
+            "the emulator signs and sends each event once; `bluehook trigger --to URL` knows --duplicate and \
+             --bad-signature",
+        ));
+    }
     let now = emulator.clock.now().wall;
     let sample = Sample::build(request, now).map_err(Problem::bad)?;
     if sample.body.len() > BODY_MAX {

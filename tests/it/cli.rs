@@ -153,6 +153,35 @@ fn trigger_sends_a_signed_event_through_the_appliance() {
 }
 
 #[test]
+fn trigger_shows_what_becomes_of_a_copy_a_forgery_and_a_type_to_come() {
+    let server = Server::start(ARCHIVE);
+    let twice = server.cli_ok(&["trigger", "message.read", "--duplicate"]);
+    assert_eq!(twice.lines().count(), 2, "{twice}");
+    assert!(twice.contains("200") && twice.contains("(again)"), "{twice}");
+    let forged = server.cli_ok(&["trigger", "message.read", "--bad-signature"]);
+    assert!(forged.contains(": 401 in "), "{forged}");
+    let odd = server.cli(&["trigger", "message.pinned", "--json"]);
+    assert!(odd.status.success());
+    assert!(String::from_utf8_lossy(&odd.stderr).contains("message.pinned"), "{odd:?}");
+    let sent: Value = serde_json::from_slice(&odd.stdout).unwrap();
+    assert_eq!((&sent["type"], &sent["status"]), (&"message.pinned".into(), &200.into()));
+    let events = eventually("both", || {
+        let events = server.cli_json(&["events", "list"]);
+        (events.len() == 2).then_some(events)
+    });
+    assert_eq!(events[1]["duplicates"], 1);
+    // Whoever takes a forgery should hear of it.
+    let careless = Receiver::start(|_| (200, ""));
+    let url = careless.url("/");
+    let accepted = server.cli(&["trigger", "message.read", "--bad-signature", "--to", &url]);
+    assert_eq!(accepted.status.code(), Some(1));
+    for nonsense in ["nonsense", "ftp://localhost/", "http://"] {
+        let wrong = server.cli(&["trigger", "message.read", "--to", nonsense]);
+        assert_eq!(wrong.status.code(), Some(2), "{nonsense}");
+    }
+}
+
+#[test]
 fn export_and_import_move_everything_and_import_twice_changes_nothing() {
     let receiver = Receiver::start(|_| (410, ""));
     let handlers = format!(
