@@ -142,20 +142,46 @@ impl Recording {
         });
     }
 
-    /// The test of the recorder: with everything kept, the model's files are the real ones.
+    /// The test of the recorder: with everything kept, the model's files are the real ones. Of the calls that a
+    /// kill met in mid-air each may have come to its end or not, and a write may have come halfway.
     fn assert_true(&mut self) {
-        let with = self.differences(true);
-        if with.is_some() {
-            let without = self.differences(false);
-            assert_eq!(without, None, "and with what was cut off: {with:?}");
-            self.calls.retain(|c| !c.unfinished);
+        for call in self.calls.iter_mut().filter(|c| c.unfinished) {
+            if let Call::Write { path, at, data } = &mut call.call {
+                let found = std::fs::read(path).unwrap_or_default();
+                let found = found.get(usize::try_from(*at).unwrap()..).unwrap_or_default();
+                let landed = data.iter().zip(found).take_while(|(wanted, is)| wanted == is);
+                data.truncate(landed.count());
+            }
+        }
+        self.calls.retain(
+            |c| !matches!(&c.call, Call::Write { data, .. } if c.unfinished && data.is_empty()),
+        );
+        let open: Vec<usize> =
+            (0..self.calls.len()).filter(|&i| self.calls[i].unfinished).collect();
+        assert!(open.len() < 10, "{} calls in mid-air", open.len());
+        let all = (1_u32 << open.len()) - 1;
+        let left_out = |mask: u32| -> Vec<usize> {
+            open.iter()
+                .enumerate()
+                .filter(|(bit, _)| mask & (1 << bit) == 0)
+                .map(|(_, &i)| i)
+                .collect()
+        };
+        let first = self.differences(&[]);
+        if first.is_some() {
+            let fits = (0..all).rev().map(left_out).find(|out| self.differences(out).is_none());
+            assert!(fits.is_some(), "whichever of {} in mid-air took place: {first:?}", open.len());
+            let out = fits.unwrap();
+            let mut at = 0..;
+            self.calls.retain(|_| !out.contains(&at.next().unwrap()));
         }
         self.calls.iter_mut().for_each(|c| c.unfinished = false);
     }
 
-    fn differences(&self, with_unfinished: bool) -> Option<String> {
+    fn differences(&self, left_out: &[usize]) -> Option<String> {
         let mut model = FileSystem::new(&self.root, Names::Strict);
-        self.calls.iter().filter(|c| with_unfinished || !c.unfinished).for_each(|c| model.apply(c));
+        let calls = self.calls.iter().enumerate().filter(|(i, _)| !left_out.contains(i));
+        calls.for_each(|(_, c)| model.apply(c));
         model.settle();
         let copy = tempfile::tempdir().unwrap();
         model.crash(copy.path(), &mut fastrand::Rng::with_seed(1));

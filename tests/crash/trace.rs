@@ -89,8 +89,11 @@ pub fn read(file: &Path, root: &Path, pid: u32, before: usize) -> Vec<Traced> {
         let Some((thread, rest)) = line.split_once(' ') else { continue };
         let Some((time, what)) = rest.trim_start().split_once(' ') else { continue };
         let time = Duration::from_secs_f64(time.parse().unwrap());
-        // How a call ends that the kill found in the middle.
-        let what = what.strip_suffix(") = ?").map_or(what, str::trim_end);
+        // How a call ends that the kill found in the middle: after one of these marks, or after all it asks for.
+        let marked = what.strip_suffix(") = ?").map(str::trim_end);
+        let marked =
+            marked.filter(|rest| rest.ends_with("resumed>") || rest.ends_with("<unfinished ...>"));
+        let what = marked.unwrap_or(what);
         if what.ends_with("resumed>") {
             continue;
         }
@@ -228,4 +231,28 @@ fn bytes(text: &str) -> Vec<u8> {
 
 fn text(text: &str) -> String {
     String::from_utf8(bytes(text)).unwrap()
+}
+
+/// A call that the kill found in mid-air was overlooked when strace had noted all that it asks for.
+#[test]
+fn however_the_recorder_notes_a_killed_call_it_is_one_in_mid_air() {
+    let hex = |text: &str| text.bytes().map(|b| format!("\\x{b:02x}")).collect::<String>();
+    let dir = tempfile::tempdir().unwrap();
+    let call = format!(
+        "pwrite64(17<{}>, \"{}\", 2, 40",
+        hex(&dir.path().join("a").display().to_string()),
+        hex("hi")
+    );
+    for end in [") = ?", ")    = ?", " <unfinished ...>", " <unfinished ...>) = ?"] {
+        let file = dir.path().join("trace");
+        let text = format!("8 1.5 {call}{end}\n7  1.6 +++ killed by SIGKILL +++\n");
+        std::fs::write(&file, text).unwrap();
+        let calls = read(&file, dir.path(), 7, 0);
+        assert_eq!(calls.len(), 1, "{end}");
+        assert!(calls[0].unfinished, "{end}");
+        assert!(
+            matches!(&calls[0].call, Call::Write { at: 40, data, .. } if data == b"hi"),
+            "{end}"
+        );
+    }
 }
