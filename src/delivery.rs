@@ -129,6 +129,11 @@ pub enum Outcome {
     Reject {
         reason: String,
     },
+    /// It failed while the handler's circuit was open, and uses up no attempt: the next one has the same
+    /// number.
+    Uncounted {
+        reason: String,
+    },
 }
 
 impl Outcome {
@@ -148,6 +153,7 @@ impl Outcome {
             Outcome::Delivered => "delivered",
             Outcome::Retry { .. } => "retry",
             Outcome::Reject { .. } => "reject",
+            Outcome::Uncounted { .. } => "uncounted",
         }
     }
 
@@ -155,7 +161,9 @@ impl Outcome {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Outcome::Delivered => None,
-            Outcome::Retry { reason, .. } | Outcome::Reject { reason } => Some(reason),
+            Outcome::Retry { reason, .. }
+            | Outcome::Reject { reason }
+            | Outcome::Uncounted { reason } => Some(reason),
         }
     }
 }
@@ -175,6 +183,17 @@ pub struct Attempt {
     pub response: Option<String>,
 }
 
+impl Attempt {
+    /// How many attempts of its generation are used up once it has ended.
+    #[must_use]
+    pub fn used_up(&self) -> u32 {
+        match self.outcome {
+            Outcome::Uncounted { .. } => self.number.saturating_sub(1),
+            _ => self.number,
+        }
+    }
+}
+
 /// The state after attempt number `made` ended with `outcome` at schedule time `now`.
 /// `random` (0.0–1.0) feeds the jitter.
 #[must_use]
@@ -188,6 +207,8 @@ pub fn settle(
     match outcome {
         Outcome::Delivered => State::Delivered,
         Outcome::Reject { reason } => State::Dead { reason: reason.clone() },
+        // As soon as its handler's circuit lets it.
+        Outcome::Uncounted { .. } => State::Scheduled { due: now },
         Outcome::Retry { reason, after_ms } => {
             match schedule.next_due(made, now, after_ms.map(Duration::from_millis), random) {
                 Some(due) => State::Scheduled { due },
@@ -219,6 +240,13 @@ mod tests {
         let gone = Outcome::reject("410 Gone");
         let state = settle(1, &gone, &Schedule::default(), NOW, 0.0);
         assert_eq!(state, State::Dead { reason: "410 Gone".into() });
+    }
+
+    #[test]
+    fn a_failure_that_does_not_count_is_due_again_also_after_the_last_attempt() {
+        let outcome = Outcome::Uncounted { reason: "500".into() };
+        let state = settle(5, &outcome, &Schedule::default(), NOW, 0.0);
+        assert_eq!(state, State::Scheduled { due: NOW });
     }
 
     #[test]

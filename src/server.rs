@@ -16,7 +16,7 @@ use crate::event::Event;
 use crate::handler::{self, BuildContext};
 use crate::intake::{self, Intake};
 use crate::message::MessageView;
-use crate::replay::planner::HandlerPlan;
+use crate::replay::planner::{HandlerPlan, HandlerSnapshot};
 use crate::replay::runner::{self, ReplayHandle, RunnerHandler};
 use crate::replay::tally::Tally;
 use crate::store::disk::RealDisk;
@@ -83,6 +83,7 @@ fn runner_handler(
             concurrency: configured.concurrency,
             rate: configured.rate,
             schedule: configured.schedule.clone(),
+            circuit: configured.circuit,
         },
         start: configured.start,
         timeout: configured.timeout,
@@ -183,11 +184,8 @@ impl admin::ReplayControl for Steering {
         Box::pin(self.0.nudge())
     }
 
-    fn running(&self) -> BoxFuture<'_, Vec<(HandlerName, u64)>> {
-        Box::pin(async {
-            let snapshot = self.0.snapshot().await;
-            snapshot.into_iter().map(|h| (h.name, h.running as u64)).collect()
-        })
+    fn handlers(&self) -> BoxFuture<'_, Vec<HandlerSnapshot>> {
+        Box::pin(self.0.snapshot())
     }
 
     fn tally(&self) -> Arc<Tally> {

@@ -9,7 +9,6 @@ use super::status;
 use super::wire::{FollowUpJson, HandlerJson, StatusJson};
 use crate::clock::Timestamp;
 use crate::delivery::HandlerName;
-use crate::replay::tally::Outcomes;
 use crate::tally::{BOUNDS_MS, DurationsView};
 
 /// A metric's name, type and help.
@@ -138,7 +137,7 @@ fn handlers(handlers: &[HandlerJson], now: Timestamp, out: &mut Exposition) {
         let oldest = h.oldest_undelivered.as_deref().and_then(Timestamp::parse_rfc3339);
         oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64())
     };
-    let gauges: [(&str, &str, Read); 7] = [
+    let gauges: [(&str, &str, Read); 8] = [
         (
             "bluehook_handler_backlog",
             "Deliveries that wait or run, and events yet to be looked at.",
@@ -160,6 +159,11 @@ fn handlers(handlers: &[HandlerJson], now: Timestamp, out: &mut Exposition) {
         ("bluehook_handler_paused", "1 while the handler is paused.", |h, _| {
             f64::from(u8::from(h.paused))
         }),
+        (
+            "bluehook_handler_circuit_open",
+            "1 while only probes run, because the handler failed time after time.",
+            |h, _| f64::from(u8::from(h.circuit.is_some())),
+        ),
     ];
     for (name, help, read) in gauges {
         out.family(Family(name, "gauge", help));
@@ -185,8 +189,13 @@ fn attempts(cx: &AdminContext, handlers: &[HandlerJson], out: &mut Exposition) {
         // From the start, with zeros: a rate over a counter that appears late is wrong.
         let counts =
             HandlerName::new(&handler.name).ok().and_then(|name| tally.get(&name).copied());
-        let Outcomes { delivered, retry, reject } = counts.unwrap_or_default();
-        for (outcome, n) in [("delivered", delivered), ("retry", retry), ("reject", reject)] {
+        let counts = counts.unwrap_or_default();
+        for (outcome, n) in [
+            ("delivered", counts.delivered),
+            ("retry", counts.retry),
+            ("reject", counts.reject),
+            ("uncounted", counts.uncounted),
+        ] {
             out.sample(family.0, &[("handler", &handler.name), ("outcome", outcome)], n as f64);
         }
     }

@@ -41,6 +41,7 @@ use crate::clock::{BoxFuture, Clock, Timestamp};
 use crate::config::{Config, Listen};
 use crate::delivery::{HandlerName, Seq};
 use crate::intake::{CounterView, Minute, Note};
+use crate::replay::planner::HandlerSnapshot;
 use crate::replay::tally::Tally;
 use crate::store::{AppendError, Store};
 
@@ -53,8 +54,8 @@ pub trait ReplayControl: Send + Sync {
     ) -> BoxFuture<'_, Result<(), AppendError>>;
     /// Something became due.
     fn nudge(&self) -> BoxFuture<'_, ()>;
-    /// How many attempts run now, per handler.
-    fn running(&self) -> BoxFuture<'_, Vec<(HandlerName, u64)>>;
+    /// How the configured handlers stand now.
+    fn handlers(&self) -> BoxFuture<'_, Vec<HandlerSnapshot>>;
     /// What attempts came to.
     fn tally(&self) -> Arc<Tally> {
         Arc::default()

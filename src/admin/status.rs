@@ -7,10 +7,13 @@ use super::AdminContext;
 use super::lists::blocking;
 use super::problem::Problem;
 use super::wanted::Wanted;
-use super::wire::{BACKLOG_COUNT_MAX, FollowUpJson, HandlerJson, LostJson, StatusJson};
+use super::wire::{
+    BACKLOG_COUNT_MAX, CircuitJson, FollowUpJson, HandlerJson, LostJson, StatusJson,
+};
 use crate::clock::Timestamp;
 use crate::config::Listen;
 use crate::delivery::{HandlerName, Seq};
+use crate::replay::planner::HandlerSnapshot;
 use crate::store::{Health, Store};
 
 /// Events looked at in one read, and reads for one handler.
@@ -18,7 +21,8 @@ const COUNT_STEP: usize = 1_000;
 const COUNT_STEPS_MAX: usize = 20;
 
 pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Problem> {
-    let running: BTreeMap<HandlerName, u64> = cx.replay.running().await.into_iter().collect();
+    let now: BTreeMap<HandlerName, HandlerSnapshot> =
+        cx.replay.handlers().await.into_iter().map(|h| (h.name.clone(), h)).collect();
     let config = (cx.config)();
     blocking(cx, move |store| {
         // In the order of the configuration; those no longer in it last.
@@ -32,11 +36,13 @@ pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Proble
         let one = |(i, name): (usize, &HandlerName)| {
             let stats = store.handler_stats(name);
             let due = store.next_due(name, Timestamp::ZERO);
+            let now = now.get(name);
+            let wall = |time| store.wall_of(time).to_rfc3339();
             HandlerJson {
                 name: name.to_string(),
                 configured: i < configured,
                 paused: stats.paused,
-                running: running.get(name).copied().unwrap_or(0),
+                running: now.map_or(0, |now| now.running as u64),
                 scheduled: stats.scheduled,
                 dead: stats.dead,
                 behind: match (stats.cursor, config.handlers.get(i)) {
@@ -44,7 +50,12 @@ pub async fn handlers(cx: &Arc<AdminContext>) -> Result<Vec<HandlerJson>, Proble
                     _ => 0,
                 },
                 oldest_undelivered: stats.oldest.map(Timestamp::to_rfc3339),
-                next_due_at: due.map(|due| store.wall_of(due).to_rfc3339()),
+                next_due_at: due.map(wall),
+                circuit: now.and_then(|now| now.circuit).map(|open| CircuitJson {
+                    since: wall(open.since),
+                    failures: open.failures,
+                    next_probe_at: wall(open.next_probe),
+                }),
             }
         };
         names.iter().enumerate().map(one).collect()

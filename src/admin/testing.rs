@@ -9,6 +9,7 @@ use crate::clock::{BoxFuture, Clock, TestClock, Timestamp};
 use crate::config::{Config, LoadOptions, Retention};
 use crate::delivery::{Attempt, DeliveryKey, HandlerName, Outcome, Seq, State};
 use crate::event::{NewEvent, VerifiedBy};
+use crate::replay::planner::HandlerSnapshot;
 use crate::store::disk::MemDisk;
 use crate::store::index::memory::MemoryKv;
 use crate::store::record::Record;
@@ -28,7 +29,7 @@ impl ReplayControl for Still {
         Box::pin(async {})
     }
 
-    fn running(&self) -> BoxFuture<'_, Vec<(HandlerName, u64)>> {
+    fn handlers(&self) -> BoxFuture<'_, Vec<HandlerSnapshot>> {
         Box::pin(async { Vec::new() })
     }
 }

@@ -343,6 +343,19 @@ pub struct HandlerJson {
     pub behind: u64,
     pub oldest_undelivered: Option<String>,
     pub next_due_at: Option<String>,
+    /// `None`: closed.
+    #[serde(default)]
+    pub circuit: Option<CircuitJson>,
+}
+
+/// An open circuit: the handler failed time after time, and only probes run until one succeeds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CircuitJson {
+    pub since: String,
+    /// In a row.
+    pub failures: u32,
+    pub next_probe_at: String,
 }
 
 /// A follow-up rule.

@@ -32,7 +32,8 @@ impl Style {
     pub fn paint(self, state: &str, text: &str) -> String {
         let code = match state {
             "delivered" | "ok" | "active" => "32",
-            "scheduled" | "running" | "retry" | "rebuilding" | "paused" => "33",
+            "scheduled" | "running" | "retry" | "uncounted" | "rebuilding" | "paused"
+            | "failing" => "33",
             "dead" | "reject" | "full" | "failed" => "31",
             "discarded" | "parked" => "2",
             _ => return text.to_owned(),

@@ -135,6 +135,15 @@ pub fn status(status: &StatusJson, now: Timestamp, style: Style) -> String {
     }
     let head = ["HANDLER", "STATE", "RUNNING", "WAITING", "BEHIND", "DEAD", "OLDEST", "NEXT TRY"];
     text.push_str(&table(&head, status.handlers.iter().map(|h| row(h, now)).collect(), style));
+    for (h, open) in status.handlers.iter().filter_map(|h| Some((h, h.circuit.as_ref()?))) {
+        text.push_str(&format!(
+            "{} failed {} times in a row since {}: its deliveries wait and use up no attempts; tried again {}\n",
+            escape(&h.name),
+            open.failures,
+            relative(&open.since, now),
+            relative(&open.next_probe_at, now),
+        ));
+    }
     text
 }
 
@@ -160,13 +169,16 @@ pub fn lost(d: &LostJson) -> String {
 }
 
 fn row(h: &HandlerJson, now: Timestamp) -> Vec<Cell> {
-    let state = match (h.configured, h.paused) {
-        (false, _) => "parked",
-        (true, true) => "paused",
-        (true, false) => "active",
+    let state = match (h.configured, h.paused, &h.circuit) {
+        (false, ..) => "parked",
+        (true, true, _) => "paused",
+        (true, false, Some(_)) => "failing",
+        (true, false, None) => "active",
     };
     let more = if h.behind >= BACKLOG_COUNT_MAX { "+" } else { "" };
     let time = |t: &Option<String>| t.as_ref().map_or(String::from("-"), |t| relative(t, now));
+    // While the circuit is open nothing runs before the next probe, whatever is due.
+    let next = h.circuit.as_ref().map(|open| open.next_probe_at.clone()).or(h.next_due_at.clone());
     vec![
         (&h.name).into(),
         Cell::in_state(state, state),
@@ -175,6 +187,6 @@ fn row(h: &HandlerJson, now: Timestamp) -> Vec<Cell> {
         format!("{}{more}", h.behind).into(),
         h.dead.to_string().into(),
         time(&h.oldest_undelivered).into(),
-        time(&h.next_due_at).into(),
+        time(&next).into(),
     ]
 }

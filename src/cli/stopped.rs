@@ -8,6 +8,7 @@ use super::{Failure, settings};
 use crate::admin::{AdminContext, Arrivals, ReplayControl};
 use crate::clock::{BoxFuture, Clock, SystemClock};
 use crate::delivery::HandlerName;
+use crate::replay::planner::HandlerSnapshot;
 use crate::store::disk::RealDisk;
 use crate::store::{AppendError, OpenError, Store};
 
@@ -70,7 +71,7 @@ impl ReplayControl for Nothing {
         Box::pin(async {})
     }
 
-    fn running(&self) -> BoxFuture<'_, Vec<(HandlerName, u64)>> {
+    fn handlers(&self) -> BoxFuture<'_, Vec<HandlerSnapshot>> {
         Box::pin(async { Vec::new() })
     }
 }

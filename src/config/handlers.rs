@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::read::{Node, Table};
 use super::{
-    Action, Exec, FileSink, ForwardSign, Handler, Http, HttpBody, Order, Start, sections, units,
+    Action, Circuit, Exec, FileSink, ForwardSign, Handler, Http, HttpBody, Order, Start, sections,
+    units,
 };
 use crate::delivery::HandlerName;
 
@@ -16,6 +17,7 @@ order = "none"
 start = "now"
 concurrency = 4
 timeout = "30s"
+circuit = { failures = 10, probe = "30s", probe_max = "10m" }
 "#;
 
 /// The same for what its kind has.
@@ -92,6 +94,7 @@ fn handler(table: &Table<'_>, name: Option<HandlerName>) -> Option<Handler> {
         table.finish();
         schedule
     });
+    let circuit = table.get("circuit").and_then(|node| within(&node, circuit));
     let action = action(table);
     Some(Handler {
         name: name?,
@@ -103,8 +106,25 @@ fn handler(table: &Table<'_>, name: Option<HandlerName>) -> Option<Handler> {
         rate,
         timeout: timeout?,
         schedule: schedule?,
+        circuit: circuit?,
         action: action?,
     })
+}
+
+fn circuit(table: &Table<'_>) -> Option<Circuit> {
+    let failures = table.get("failures").and_then(|node| node.integer(0..=1_000_000));
+    let range = Duration::from_secs(1)..=Duration::from_secs(86_400);
+    let first = table.get("probe").and_then(|node| node.duration(range.clone()))?;
+    let longest_node = table.get("probe_max")?;
+    let longest = longest_node.duration(range)?;
+    if longest < first {
+        longest_node.problem(format!(
+            "probe_max is the longest gap between two probes and cannot be shorter than probe, {}",
+            units::show_duration(first)
+        ));
+        return None;
+    }
+    Some(Circuit { failures: u32::try_from(failures?).ok()?, first, longest })
 }
 
 fn action(table: &Table<'_>) -> Option<Action> {

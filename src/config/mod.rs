@@ -119,6 +119,23 @@ pub struct Rate {
     pub per: Duration,
 }
 
+/// When a handler that fails time after time is left alone, and how often it is tried meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Circuit {
+    /// In a row; 0: never.
+    pub failures: u32,
+    /// From its opening to the first probe. The gap doubles with each probe that fails.
+    pub first: Duration,
+    /// The longest gap.
+    pub longest: Duration,
+}
+
+impl Circuit {
+    /// Never opens.
+    pub const OFF: Circuit =
+        Circuit { failures: 0, first: Duration::ZERO, longest: Duration::ZERO };
+}
+
 #[derive(Clone, Debug)]
 pub struct Handler {
     pub name: HandlerName,
@@ -131,6 +148,7 @@ pub struct Handler {
     pub rate: Option<Rate>,
     pub timeout: Duration,
     pub schedule: Schedule,
+    pub circuit: Circuit,
     pub action: Action,
 }
 

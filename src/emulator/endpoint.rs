@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SOURCE;
 use crate::clock::{BoxFuture, Timestamp};
-use crate::config::{self, Action, ForwardSign, HttpBody, Order, Start};
+use crate::config::{self, Action, Circuit, ForwardSign, HttpBody, Order, Start};
 use crate::delivery::{HandlerName, Outcome, Seq};
 use crate::event::{Event, NewEvent, VerifiedBy};
 use crate::handler::{self, BuildContext, Call, Handler, Report};
@@ -118,6 +118,8 @@ pub fn configured(
         rate: None,
         timeout: ANSWER_WITHIN,
         schedule: schedule.clone(),
+        // Blue Replies' own sender has none.
+        circuit: Circuit::OFF,
         action: Action::Http(config::Http {
             url: url.to_owned(),
             method: "POST".to_owned(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{BuildContext, Call, Handler, Report, build};
 use crate::clock::Timestamp;
-use crate::config::{self, Action, Http, HttpBody, Order, Start};
+use crate::config::{self, Action, Circuit, Http, HttpBody, Order, Start};
 use crate::delivery::HandlerName;
 use crate::event::{Envelope, Event, NewEvent, VerifiedBy};
 use crate::schedule::Schedule;
@@ -52,6 +52,7 @@ pub fn handler(action: Action) -> config::Handler {
         rate: None,
         timeout: Duration::from_secs(20),
         schedule: Schedule::default(),
+        circuit: Circuit::OFF,
         action,
     }
 }

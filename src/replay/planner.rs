@@ -7,6 +7,7 @@
 //!
 //! Handlers share nothing here: each has its own [`track`], and no step of one waits for another.
 
+mod breaker;
 mod lanes;
 mod spacing;
 #[cfg(test)]
@@ -16,9 +17,10 @@ mod track;
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
-use crate::config::{Order, Rate};
+use crate::config::{Circuit, Order, Rate};
 use crate::delivery::{Attempt, Delivery, DeliveryKey, Generation, HandlerName, Seq, State};
 use crate::schedule::Schedule;
+pub use breaker::OpenCircuit;
 use track::{Step, Track};
 
 /// Events and due deliveries held ready per handler.
@@ -46,6 +48,7 @@ pub struct HandlerPlan {
     pub concurrency: usize,
     pub rate: Option<Rate>,
     pub schedule: Schedule,
+    pub circuit: Circuit,
 }
 
 /// An event that the handler wants, from the cursor.
@@ -174,6 +177,11 @@ pub enum Command {
         attempt: Attempt,
         next: State,
     },
+    /// The handler's circuit opened, or closed (`None`): worth telling a person.
+    Circuit {
+        handler: HandlerName,
+        open: Option<OpenCircuit>,
+    },
 }
 
 /// What `status` shows of a handler.
@@ -189,6 +197,8 @@ pub struct HandlerSnapshot {
     pub waiting: usize,
     /// When the planner looks for due deliveries next.
     pub next_look: Option<Timestamp>,
+    /// `None`: closed.
+    pub circuit: Option<OpenCircuit>,
 }
 
 pub struct Planner {

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 
-use super::planner::{Command, HandlerPlan, HandlerSnapshot, Input, Planner};
+use super::planner::{Command, HandlerPlan, HandlerSnapshot, Input, OpenCircuit, Planner};
 use super::tally::Tally;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Start;
@@ -370,6 +370,9 @@ impl Runner {
             let _ = self.settled.send(Settled { key, record });
             return;
         }
+        if let Command::Circuit { handler, open } = command {
+            return told(&handler, open);
+        }
         if self.shared.stopping.load(Ordering::Relaxed) {
             return;
         }
@@ -377,6 +380,7 @@ impl Runner {
             Command::Load { handler, .. }
             | Command::FetchHeads { handler, .. }
             | Command::FetchDue { handler, .. }
+            | Command::Circuit { handler, .. }
             | Command::Moved { handler, .. } => handler,
             Command::Start { key, .. }
             | Command::Park { key, .. }
@@ -490,6 +494,17 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+/// What the log says of a circuit that opened or closed.
+fn told(handler: &HandlerName, open: Option<OpenCircuit>) {
+    match open {
+        Some(OpenCircuit { failures, .. }) => tracing::warn!(
+            "handler {handler} failed {failures} times in a row: its deliveries wait, and use up no \
+             attempts, until a probe succeeds; see `bluehook status`"
+        ),
+        None => tracing::info!("handler {handler} goes on: its circuit is closed"),
     }
 }
 

@@ -13,6 +13,8 @@ pub struct Outcomes {
     pub delivered: u64,
     pub retry: u64,
     pub reject: u64,
+    /// While the handler's circuit was open.
+    pub uncounted: u64,
 }
 
 impl Outcomes {
@@ -21,6 +23,7 @@ impl Outcomes {
             Outcome::Delivered => self.delivered += 1,
             Outcome::Retry { .. } => self.retry += 1,
             Outcome::Reject { .. } => self.reject += 1,
+            Outcome::Uncounted { .. } => self.uncounted += 1,
         }
     }
 }

@@ -189,7 +189,7 @@ impl DeliveryJson {
         let delivery = Delivery {
             key: DeliveryKey { event, handler },
             generation: self.generation,
-            attempts: current.map(|a| a.number).max().unwrap_or(0),
+            attempts: current.map(Attempt::used_up).max().unwrap_or(0),
             open_attempt: None,
             state,
         };
@@ -204,6 +204,7 @@ impl AttemptJson {
             "delivered" => Outcome::Delivered,
             "retry" => Outcome::retry(reason),
             "reject" => Outcome::reject(reason),
+            "uncounted" => Outcome::Uncounted { reason },
             other => return Err(format!("outcome {other:?} is unknown")),
         };
         Ok(Attempt {

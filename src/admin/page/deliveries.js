@@ -57,12 +57,13 @@ function card(delivery, opened, replay) {
 }
 
 function attemptItem(delivery, attempt, newest, opened) {
-  const key = `${delivery.handler} ${attempt.generation} ${attempt.number}`;
+  // What failed without being counted is followed by another of the same number.
+  const key = `${delivery.handler} ${attempt.generation} ${attempt.number} ${attempt.startedAt}`;
   const failed = attempt.outcome !== "delivered";
   const details = h("details", { open: opened.get(key) ?? (newest && failed) },
   h("summary", { "data-key": key, onclick: () => opened.set(key, !details.open) },
     h("span", null, `Attempt ${attempt.number}`, attempt.generation > 0 && h("span", { class: "quiet" }, ` of replay ${attempt.generation}`)), " ",
-    badge(attempt.outcome, { retry: "failed", reject: "failed for good" }[attempt.outcome] ?? attempt.outcome), " ",
+    badge(attempt.outcome, { retry: "failed", reject: "failed for good", uncounted: "failed, not counted" }[attempt.outcome] ?? attempt.outcome), " ",
     h("span", { class: "quiet" }, time(attempt.startedAt, true), `, ${millis(attempt.tookMs)}`)),
   attempt.reason && h("p", { class: "reason" }, h("b", null, "Error: "), line(attempt.reason, 4000)),
   part("Request", attempt.request, key),

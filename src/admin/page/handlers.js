@@ -46,13 +46,14 @@ function ruleCard(rule) {
 }
 
 function card(handler, set) {
-  const verb = handler.paused ? "resume" : "pause";
+  const verb = handler.paused || handler.circuit ? "resume" : "pause";
+  const words = handler.paused ? "Resume" : handler.circuit ? "Try now" : "Pause";
   const button = h("button", {
     type: "button", "data-testid": `handler-${verb}`, "data-handler": handler.name,
-    "aria-label": `${handler.paused ? "Resume" : "Pause"} ${handler.name}`,
+    "aria-label": `${words}: ${handler.name}`,
     onclick: () => set(handler.name, verb),
-  }, handler.paused ? "Resume" : "Pause");
-  const state = handler.paused ? badge("paused") : !handler.configured ? badge("discarded", "parked: not in the configuration") : handler.running ? badge("running") : badge("ok", "ready");
+  }, words);
+  const state = handler.paused ? badge("paused") : !handler.configured ? badge("discarded", "parked: not in the configuration") : handler.circuit ? badge("failing", `failed ${count(handler.circuit.failures)} times in a row`) : handler.running ? badge("running") : badge("ok", "ready");
   const events = (status, n) => (n ? h("a", { href: status === "dead" ? hash("dead", { handler: handler.name }) : hash("events", { handler: handler.name, status }) }, count(n)) : "0");
   return h("article", { class: "card", "data-testid": "handler", "data-handler": handler.name },
     h("div", { class: "title" }, h("h3", null, line(handler.name, 80), " ", state), button),
@@ -62,6 +63,6 @@ function card(handler, set) {
       ["Not looked at", count(handler.behind)],
       ["Dead", events("dead", handler.dead)],
       ["Oldest undelivered", handler.oldestUndelivered ? relative(handler.oldestUndelivered) : "none"],
-      ["Next attempt", handler.nextDueAt ? relative(handler.nextDueAt) : "none"],
+      ["Next attempt", handler.circuit ? [relative(handler.circuit.nextProbeAt), " (a probe)"] : handler.nextDueAt ? relative(handler.nextDueAt) : "none"],
     ]));
 }

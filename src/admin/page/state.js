@@ -20,6 +20,8 @@ const LOOKS = {
   scheduled: ["ring", "plain"],
   running: ["play", "plain"],
   retry: ["triangle", "warn"],
+  uncounted: ["triangle", "warn"],
+  failing: ["triangle", "warn"],
   interrupted: ["triangle", "warn"],
   rebuilding: ["triangle", "warn"],
   paused: ["square", "warn"],

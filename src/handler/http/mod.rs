@@ -193,6 +193,7 @@ fn clean(redactor: &Redactor, outcome: Outcome) -> Outcome {
         Outcome::Delivered => Outcome::Delivered,
         Outcome::Retry { reason, after_ms } => Outcome::Retry { reason: text(reason), after_ms },
         Outcome::Reject { reason } => Outcome::Reject { reason: text(reason) },
+        Outcome::Uncounted { reason } => Outcome::Uncounted { reason: text(reason) },
     }
 }
 

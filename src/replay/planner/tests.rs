@@ -394,3 +394,126 @@ fn no_event_overtakes_another_of_its_conversation() {
         }
     }
 }
+
+fn guarded(name: &str) -> HandlerPlan {
+    let secs = Duration::from_secs;
+    let circuit = Circuit { failures: 10, first: secs(30), longest: secs(600) };
+    HandlerPlan { circuit, ..plan(name) }
+}
+
+/// What `event` used up: attempts of the same number that were made again did not count.
+fn used_up(w: &World, event: Seq) -> u32 {
+    w.attempts("a", event).iter().map(|(number, _)| *number).max().unwrap_or(0)
+}
+
+#[test]
+fn a_handler_that_is_down_for_a_night_costs_no_delivery_its_attempts() {
+    for order in [Order::None, Order::Conversation, Order::Log] {
+        let back = T0 + 8 * HOUR;
+        let now = std::rc::Rc::new(std::cell::Cell::new(T0));
+        let clock = std::rc::Rc::clone(&now);
+        let script: Script = Box::new(move |_, _| {
+            (10, if clock.get() < back { retry() } else { Outcome::Delivered })
+        });
+        let mut w = World::new(vec![HandlerPlan { order, ..guarded("a") }], script);
+        let mut events: Vec<_> = (0..100).map(|n| w.event_of(n % 7)).collect();
+        for _ in 0..(10 * 60) {
+            w.run_for(60_000);
+            now.set(w.now.0);
+            if w.now.0 < back {
+                events.push(w.event_of(3));
+            }
+        }
+        assert_eq!(w.circuit, [true, false], "{order:?}");
+        let probes = w.ran.iter().filter(|r| r.start > back - 4 * HOUR && r.end < back).count();
+        assert!((20..=26).contains(&probes), "{order:?}: {probes} probes in four hours");
+        // One after the other, two use up their five attempts before ten have failed in a row.
+        let lost = if order == Order::Log { 2 } else { 0 };
+        for e in events {
+            let state = if e <= lost { "dead" } else { "delivered" };
+            assert_eq!(w.state("a", e), state, "{order:?}: event {e}");
+            assert!(used_up(&w, e) <= 5, "{order:?}: event {e} used up {}", used_up(&w, e));
+        }
+    }
+}
+
+#[test]
+fn events_that_always_fail_do_not_keep_the_circuit_open_for_the_others() {
+    let script: Script =
+        Box::new(|key, _| (10, if key.event <= 15 { retry() } else { Outcome::Delivered }));
+    let one = HandlerPlan { concurrency: 1, ..guarded("a") };
+    let mut w = World::new(vec![one], script);
+    for _ in 0..40 {
+        w.event();
+    }
+    w.run_for(12 * HOUR);
+    for e in 16..=40 {
+        assert_eq!(w.state("a", e), "delivered", "event {e}");
+    }
+    // Nothing succeeds any more, so they would be tried for ever; somebody who has looked ends that.
+    for _ in 0..8 {
+        w.resume("a");
+        w.run_for(2 * HOUR);
+    }
+    for e in 1..=15 {
+        assert_eq!(w.state("a", e), "dead", "event {e}");
+        assert_eq!(used_up(&w, e), 5);
+    }
+}
+
+#[test]
+fn resuming_a_handler_closes_its_circuit_at_once() {
+    let works = std::rc::Rc::new(std::cell::Cell::new(false));
+    let now = std::rc::Rc::clone(&works);
+    let script: Script =
+        Box::new(move |_, _| (1, if now.get() { Outcome::Delivered } else { retry() }));
+    let mut w = World::new(vec![guarded("a")], script);
+    let events: Vec<_> = (0..50).map(|_| w.event()).collect();
+    w.run_for(2 * HOUR);
+    let open = w.planner.snapshot()[0].circuit.expect("open");
+    assert!(open.next_probe > w.now && open.failures > 10);
+    works.set(true);
+    w.resume("a");
+    w.run_for(2_000);
+    let first_wave: Vec<_> = events.iter().filter(|e| w.state("a", **e) != "delivered").collect();
+    // Those whose failures counted wait for the time that their schedule gives them.
+    assert!(first_wave.len() <= 10, "{first_wave:?}");
+    w.run_for(HOUR);
+    for e in events {
+        assert_eq!(w.state("a", e), "delivered", "event {e}");
+    }
+}
+
+#[test]
+fn no_event_overtakes_another_of_its_conversation_while_a_circuit_opens_and_closes() {
+    for seed in 0..8 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut down = 0;
+        let script: Script = Box::new(move |_, _| {
+            if down == 0 && rng.u8(..) < 20 {
+                down = rng.u32(5..40);
+            }
+            down = u32::saturating_sub(down, 1);
+            (rng.i64(1..500), if down > 0 { retry() } else { Outcome::Delivered })
+        });
+        let by_conversation = HandlerPlan { order: Order::Conversation, ..guarded("a") };
+        let mut w = World::new(vec![by_conversation], script);
+        w.lag = Some(fastrand::Rng::with_seed(seed));
+        let events: Vec<_> = (0..200u64).map(|n| (n % 9, w.event_of(n % 9))).collect();
+        let settled = |w: &World, e| ["delivered", "dead"].contains(&w.state("a", e));
+        for _ in 0..500 {
+            if !events.iter().all(|(_, e)| settled(&w, *e)) {
+                w.run_for(HOUR);
+            }
+        }
+        let mut last = std::collections::BTreeMap::new();
+        for ran in &w.ran {
+            let (conversation, _) = events[usize::try_from(ran.event).unwrap() - 1];
+            let before = last.insert(conversation, ran.event).unwrap_or(0);
+            assert!(ran.event >= before, "seed {seed}: {} ran after {before}", ran.event);
+        }
+        for (_, e) in events {
+            assert!(settled(&w, e), "seed {seed}: event {e}");
+        }
+    }
+}

@@ -4,6 +4,7 @@ mod settling;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
+use super::breaker::Breaker;
 use super::lanes::Lanes;
 use super::spacing::Spacing;
 use super::{
@@ -69,6 +70,9 @@ enum Slot {
 pub(super) struct Track {
     plan: HandlerPlan,
     spacing: Spacing,
+    breaker: Breaker,
+    /// As last told.
+    circuit_open: bool,
     phase: Phase,
     retired: bool,
     /// `None`: not known yet.
@@ -106,6 +110,8 @@ impl Track {
     pub(super) fn new(plan: HandlerPlan, gate: Seq) -> Track {
         Track {
             spacing: Spacing::new(plan.rate),
+            breaker: Breaker::new(plan.circuit),
+            circuit_open: false,
             plan,
             phase: Phase::Draining { gate },
             retired: false,
@@ -137,6 +143,8 @@ impl Track {
 
     pub(super) fn configure(&mut self, plan: HandlerPlan, gate: Seq) {
         self.spacing.change(plan.rate);
+        // Its target may be another one now.
+        self.breaker = Breaker::new(plan.circuit);
         let anew = self.retired || plan.order != self.plan.order;
         self.retired = false;
         self.plan = plan;
@@ -188,6 +196,9 @@ impl Track {
 
     pub(super) fn set_paused(&mut self, paused: bool) {
         self.paused = Some(paused);
+        if !paused {
+            self.breaker.close();
+        }
     }
 
     pub(super) fn look_for_due(&mut self, now: Timestamp) {
@@ -359,6 +370,11 @@ impl Track {
     // --- going on ---
 
     pub(super) fn advance(&mut self, step: &mut Step) {
+        let open = self.breaker.state();
+        if open.is_some() != self.circuit_open {
+            self.circuit_open = open.is_some();
+            step.out.push(Command::Circuit { handler: self.plan.name.clone(), open });
+        }
         if let Phase::Draining { gate } = self.phase {
             let ended = self.slots.is_empty() && !self.retired;
             if ended && step.caught_up && step.applied >= gate {
@@ -393,7 +409,7 @@ impl Track {
     fn start_what_may_run(&mut self, step: &mut Step) {
         while self.running < self.plan.concurrency.max(1)
             && !self.is_ahead()
-            && self.spacing.earliest(step.now) <= step.now
+            && self.earliest_start(step.now).is_some_and(|start| start <= step.now)
         {
             let head = self.startable_head(step);
             let job = match head {
@@ -414,6 +430,7 @@ impl Track {
                 self.lanes.claim(lane, job.event);
             }
             self.spacing.take(step.now);
+            self.breaker.started(job.event);
             self.running += 1;
             self.slots.insert(job.event, Slot::Running(job));
             step.out.push(Command::Start {
@@ -423,6 +440,11 @@ impl Track {
                 first: job.first,
             });
         }
+    }
+
+    /// When `rate` and the circuit let an attempt start; `None`: once a running probe has ended.
+    fn earliest_start(&self, now: Timestamp) -> Option<Timestamp> {
+        Some(self.spacing.earliest(now).max(self.breaker.earliest(now)?))
     }
 
     /// Too much has ended that the index does not show yet.
@@ -513,12 +535,14 @@ impl Track {
             times.push(self.look_at);
         }
         times.extend(self.timers.first().map(|(due, _)| *due));
-        if self.running < self.plan.concurrency.max(1) {
+        if self.running < self.plan.concurrency.max(1)
+            && let Some(start) = self.earliest_start(now)
+        {
             if !self.ready.is_empty() {
-                times.push(self.spacing.earliest(now));
+                times.push(start);
             }
             if let Some(head) = self.heads.front() {
-                times.push(self.job_of(head).due.max(self.spacing.earliest(now)));
+                times.push(self.job_of(head).due.max(start));
             }
         }
         if self.skipped > 0 {
@@ -536,6 +560,7 @@ impl Track {
             ready: self.ready.len() + self.heads.len(),
             waiting: self.lanes.waiting(),
             next_look: (self.phase == Phase::Active).then_some(self.look_at),
+            circuit: self.breaker.state(),
         }
     }
 

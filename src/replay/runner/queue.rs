@@ -114,6 +114,7 @@ impl Step {
             Command::Load { .. }
             | Command::FetchHeads { .. }
             | Command::FetchDue { .. }
+            | Command::Circuit { .. }
             | Command::Settle { .. } => Step::Nothing,
         }
     }

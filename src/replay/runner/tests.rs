@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicU32;
 
 use super::*;
 use crate::clock::{BoxFuture, TestClock};
-use crate::config::{Order, Retention};
+use crate::config::{Circuit, Order, Retention};
 use crate::delivery::State;
 use crate::event::{NewEvent, VerifiedBy};
 use crate::schedule::Schedule;
@@ -73,6 +73,7 @@ async fn an_event_that_cannot_be_read_just_now_is_tried_again() {
             concurrency: 1,
             rate: None,
             schedule: Schedule::default(),
+            circuit: Circuit::OFF,
         },
         start: Start::Beginning,
         timeout: Duration::from_secs(5),

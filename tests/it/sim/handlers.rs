@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bluehook::config::{Order, Rate, Start};
+use bluehook::config::{Circuit, Order, Rate, Start};
 use bluehook::delivery::{HandlerName, Outcome};
 use bluehook::replay::planner::HandlerPlan;
 use bluehook::schedule::Schedule;
@@ -62,6 +62,7 @@ fn handler(name: &str, temper: Temper, order: Order) -> SimHandler {
             concurrency: 4,
             rate: None,
             schedule: Schedule::default(),
+            circuit: Circuit::OFF,
         },
         start: Start::Beginning,
         timeout_ms: 30_000,
@@ -84,6 +85,11 @@ pub fn handlers(rng: &mut fastrand::Rng) -> Vec<SimHandler> {
     all[1].kind = Some(KINDS[0]);
     all[1].plan.schedule = Schedule::new([0, 1, 5].map(Duration::from_secs).to_vec(), 0.5).unwrap();
     all[2].plan.concurrency = 1;
+    let secs = Duration::from_secs;
+    let circuit = Circuit { failures: 4, first: secs(2), longest: secs(20) };
+    for n in [1, 3, 4] {
+        all[n].plan.circuit = circuit;
+    }
     all[3].plan.schedule = Schedule::new([0, 2].map(Duration::from_secs).to_vec(), 0.0).unwrap();
     all[5].start = Start::Now;
     all[5].configured = false;

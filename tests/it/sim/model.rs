@@ -81,12 +81,15 @@ impl Model {
         }
         let before = of_key().rfind(|r| !r.lost && r.generation == run.generation);
         if let Some(before) = before {
-            if before.number >= run.number {
+            // What failed while the circuit was open is made again under its number.
+            let uncounted = matches!(before.outcome, Some(Outcome::Uncounted { .. }));
+            if before.number > run.number || (before.number == run.number && !uncounted) {
                 return Err(format!("I4: {what} runs after number {}", before.number));
             }
             let delay = |outcome: Option<&Outcome>| {
                 let after_ms = match outcome {
                     Some(Outcome::Retry { after_ms, .. }) => *after_ms,
+                    Some(Outcome::Uncounted { .. }) => return 0,
                     None => None,
                     // Nothing runs after this.
                     Some(_) => return i64::MAX,
@@ -115,6 +118,13 @@ impl Model {
         let open = |r: &&mut Run| r.key == *key && r.ended_boot_ms.is_none();
         if let Some(run) = self.runs.iter_mut().find(open) {
             run.ended_boot_ms = Some(boot_ms);
+            run.outcome = Some(outcome.clone());
+        }
+    }
+
+    /// The run that ended last did not count: the handler's circuit was open.
+    pub fn not_counted(&mut self, key: &DeliveryKey, outcome: &Outcome) {
+        if let Some(run) = self.runs.iter_mut().rfind(|r| r.key == *key) {
             run.outcome = Some(outcome.clone());
         }
     }

@@ -244,6 +244,7 @@ impl Process {
                 });
                 return;
             }
+            Command::Circuit { .. } => return,
             Command::Load { handler, .. }
             | Command::FetchHeads { handler, .. }
             | Command::FetchDue { handler, .. }
@@ -526,7 +527,14 @@ impl Process {
             request: Some("POST".to_owned()),
             response: None,
         };
-        self.plan(Input::Finished { key, attempt }, out);
+        self.plan(Input::Finished { key: key.clone(), attempt }, out);
+        let settled = self.replayer.settling.last().map(|settling| &settling.record);
+        if let Some(Record::AttemptFinished { key: of, attempt, .. }) = settled
+            && *of == key
+            && matches!(attempt.outcome, Outcome::Uncounted { .. })
+        {
+            out.model.not_counted(&key, &attempt.outcome);
+        }
     }
 
     /// Logs an outcome, however long the log takes to accept it.
@@ -562,7 +570,8 @@ impl Process {
             };
             let full = snapshot.running >= handler.plan.concurrency;
             let may_wait = handler.plan.order != Order::None || handler.plan.rate.is_some();
-            if snapshot.loading || snapshot.paused || full || may_wait {
+            let probing = snapshot.circuit.is_some();
+            if snapshot.loading || snapshot.paused || full || may_wait || probing {
                 continue;
             }
             let due = self.due(&snapshot.name, poll_ago, UNSETTLED_MAX);

@@ -52,6 +52,8 @@ pub struct World {
     flying: BTreeMap<(i64, Seq, HandlerName), (Ran, Generation)>,
     pub ran: Vec<Ran>,
     pub moved: Vec<(HandlerName, Seq)>,
+    /// Each time that a circuit opened (true) or closed.
+    pub circuit: Vec<bool>,
 }
 
 pub const T0: i64 = 1_790_000_000_000;
@@ -63,6 +65,7 @@ pub fn plan(name: &str) -> HandlerPlan {
         concurrency: 4,
         rate: None,
         schedule: Schedule::default(),
+        circuit: Circuit::OFF,
     }
 }
 
@@ -87,6 +90,7 @@ impl World {
             flying: BTreeMap::new(),
             ran: Vec::new(),
             moved: Vec::new(),
+            circuit: Vec::new(),
         };
         world.feed(Input::Configure(plans));
         world
@@ -239,6 +243,10 @@ impl World {
                 let seq = self.append(Entry::Finished(key.clone(), attempt, next));
                 Some(Input::Logged { key, seq, epoch: Some(self.epoch) })
             }
+            Command::Circuit { open, .. } => {
+                self.circuit.push(open.is_some());
+                None
+            }
         }
     }
 
@@ -331,7 +339,7 @@ impl World {
                     let Some(d) = self.deliveries.get_mut(key) else { continue };
                     if d.generation == attempt.generation {
                         d.open_attempt = None;
-                        d.attempts = d.attempts.max(attempt.number);
+                        d.attempts = attempt.used_up();
                         d.state = next.clone();
                         if (d.generation, d.attempts, next) == (0, 1, &State::Delivered) {
                             self.deliveries.remove(key);

@@ -13,9 +13,10 @@ impl Track {
         step: &mut Step,
     ) {
         let Some(Slot::Running(job)) = self.slots.get(&event) else { return };
-        let job = Job { attempts: attempt.number, ..*job };
+        let job = *job;
         self.running -= 1;
-        self.settle(job, attempt, step);
+        let outcome = self.breaker.ended(event, attempt.outcome, step.now);
+        self.settle(job, Attempt { outcome, ..attempt }, step);
     }
 
     pub(super) fn settle(&mut self, job: Job, attempt: Attempt, step: &mut Step) {
@@ -25,7 +26,7 @@ impl Track {
             State::Scheduled { due } => (due, true),
             _ => (job.due, false),
         };
-        let job = Job { due, first: false, ..job };
+        let job = Job { due, first: false, attempts: attempt.used_up(), ..job };
         self.logging += 1;
         self.slots.insert(job.event, Slot::Logging { job, retry });
         step.out.push(Command::Settle { key: self.key(job.event), attempt, next });
@@ -34,6 +35,7 @@ impl Track {
     pub(in crate::replay::planner) fn dropped(&mut self, event: Seq, step: &mut Step) {
         let Some(Slot::Running(job)) = self.slots.get(&event).copied() else { return };
         self.running -= 1;
+        self.breaker.dropped(event);
         self.slots.remove(&event);
         self.release(&job, step.now);
         self.look_for_due(step.now);

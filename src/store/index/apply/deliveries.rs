@@ -79,7 +79,7 @@ impl Applier {
         self.overlay.put_new(keys::attempt(&key, at.seq), &place)?;
         let state = if current { short_reason(next) } else { delivery.state.clone() };
         let delivery = if current {
-            Delivery { attempts: attempt.number, open_attempt: None, state, ..delivery }
+            Delivery { attempts: attempt.used_up(), open_attempt: None, state, ..delivery }
         } else {
             delivery
         };
