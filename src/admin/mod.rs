@@ -41,7 +41,7 @@ use crate::clock::{BoxFuture, Clock, Timestamp};
 use crate::config::{Config, Listen};
 use crate::delivery::{HandlerName, Seq};
 use crate::intake::{CounterView, Minute, Note};
-use crate::replay::planner::HandlerSnapshot;
+pub use crate::replay::planner::HandlerSnapshot;
 use crate::replay::tally::Tally;
 use crate::store::{AppendError, Store};
 

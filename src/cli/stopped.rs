@@ -5,10 +5,9 @@ use std::sync::Arc;
 use super::args::{Command, Common, Dead, Events};
 use super::client::Client;
 use super::{Failure, settings};
-use crate::admin::{AdminContext, Arrivals, ReplayControl};
+use crate::admin::{AdminContext, Arrivals, HandlerSnapshot, ReplayControl};
 use crate::clock::{BoxFuture, Clock, SystemClock};
 use crate::delivery::HandlerName;
-use crate::replay::planner::HandlerSnapshot;
 use crate::store::disk::RealDisk;
 use crate::store::{AppendError, OpenError, Store};
 

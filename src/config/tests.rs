@@ -122,6 +122,25 @@ fn a_source_and_a_handler_that_say_little_get_the_documented_defaults() {
 }
 
 #[test]
+fn a_circuit_takes_from_the_defaults_what_it_does_not_set() {
+    let seconds = Duration::from_secs;
+    for (written, failures, first, longest) in [
+        ("", 10, 30, 600),
+        ("circuit = { failures = 3 }\n", 3, 30, 600),
+        ("circuit = { failures = 0, probe = \"2m\" }\n", 0, 120, 600),
+        ("circuit = { probe = \"1s\", probe_max = \"1s\" }\n", 10, 1, 1),
+    ] {
+        let c = case(&format!("{FILE_HANDLER}{written}")).load().config;
+        let wanted = Circuit { failures, first: seconds(first), longest: seconds(longest) };
+        assert_eq!(c.handlers[0].circuit, wanted, "{written}");
+    }
+    let said = problems(&format!("{FILE_HANDLER}circuit = {{ probe = \"20m\", failures = -1 }}\n"));
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(said[0].contains("circuit.failures: expected a whole number from 0"), "{said:#?}");
+    assert!(said[1].contains("probe_max is the longest gap"), "{said:#?}");
+}
+
+#[test]
 fn a_handler_takes_the_part_of_the_schedule_that_it_does_not_set() {
     let text = format!(
         "[schedule]\ndelays = [\"0s\", \"1s\"]\njitter = 0.25\n{FILE_HANDLER}schedule = {{ delays = [\"5s\"] }}\n"

@@ -27,17 +27,17 @@ impl Server {
 }
 
 /// A client that comes with the token.
-struct Api {
+pub struct Api {
     page: SocketAddr,
     bearer: String,
 }
 
 impl Api {
-    fn of(server: &Server) -> Api {
+    pub fn of(server: &Server) -> Api {
         Api { page: server.page(), bearer: format!("Bearer {}", server.token()) }
     }
 
-    fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
         let headers =
             [("authorization", self.bearer.as_str()), ("content-type", "application/json")];
         Client::on_loopback(self.page).request(method, path, &headers, body.as_bytes()).unwrap()

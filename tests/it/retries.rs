@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
+use crate::admin::Api;
 use crate::support::{Receiver, Server, event_body, eventually};
 
 const HANDLERS: &str = r#"
@@ -119,8 +120,13 @@ fn a_failing_handler_is_tried_five_times_on_the_vendors_schedule_then_replayed()
 fn one_failing_handler_delays_no_other() {
     let failing = Receiver::start(|_| (500, ""));
     let good = Receiver::start(|_| (200, ""));
-    let config =
-        HANDLERS.replace("{failing}", &failing.url("/a")).replace("{good}", &good.url("/b"));
+    // Without its circuit, each event is tried.
+    let config = HANDLERS
+        .replace(
+            "{failing}\" }",
+            &format!("{}\" }}\ncircuit = {{ failures = 0 }}", failing.url("/a")),
+        )
+        .replace("{good}", &good.url("/b"));
     let server = Server::start_with_clock(&config);
     let mut client = server.client();
     for n in 0..200 {
@@ -147,4 +153,86 @@ fn retry_after_lengthens_the_delay() {
     assert_still(&server, &failing, 1);
     server.set_clock_ahead(310);
     wait_for_attempts(&server, "evt_1", 2);
+}
+
+/// Events that a handler has yet to deliver.
+fn left(handler: &Value) -> u64 {
+    ["running", "scheduled", "behind"].iter().filter_map(|kind| handler[kind].as_u64()).sum()
+}
+
+/// A night without the service: nothing is dead in the morning, and everything arrives in order.
+#[test]
+fn a_service_that_is_down_for_a_night_costs_no_delivery_its_attempts() {
+    let healthy = Arc::new(AtomicBool::new(false));
+    let answer = Arc::clone(&healthy);
+    let crm = Receiver::start(
+        move |_| if answer.load(Ordering::Relaxed) { (200, "") } else { (502, "") },
+    );
+    let server = Server::start_with_clock(&format!(
+        "[[handler]]\nname = \"crm\"\nevents = [\"*\"]\nhttp = {{ url = \"{}\" }}\n\
+         circuit = {{ failures = 3, probe_max = \"2m\" }}\n",
+        crm.url("/")
+    ));
+    let handler = || server.cli_json(&["status"])[0]["handlers"][0].clone();
+    for n in 0..20 {
+        let body = event_body(&format!("evt_{n}"), "message.read", n);
+        assert_eq!(server.client().post_signed(&body).unwrap().status, 200);
+    }
+    let open = eventually("the circuit opens", || {
+        let handler = handler();
+        (handler["circuit"]["failures"].as_u64() >= Some(3)).then_some(handler)
+    });
+    assert!(open["circuit"]["nextProbeAt"].is_string(), "{open}");
+    let status = server.cli_ok(&["status"]);
+    assert!(status.contains("failing"), "{status}");
+
+    // Eight hours in steps: one probe for each gap, and no delivery ends.
+    let mut ahead = 0;
+    let mut asked = crm.count();
+    for _ in 0..12 {
+        ahead += 2400;
+        server.set_clock_ahead(ahead);
+        asked = eventually("a probe", || Some(crm.count()).filter(|count| *count > asked));
+    }
+    assert_eq!(handler()["dead"], 0, "{}", handler());
+
+    healthy.store(true, Ordering::Relaxed);
+    server.set_clock_ahead(ahead + 130);
+    eventually("all delivered", || (left(&handler()) == 0).then_some(()));
+    let handler = handler();
+    assert_eq!((&handler["dead"], &handler["circuit"]), (&Value::from(0), &Value::Null));
+    let mut shown: Vec<_> = (0..20)
+        .flat_map(|n| attempts(&server, &format!("evt_{n}"), "crm"))
+        .map(|attempt| attempt["outcome"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    shown.sort();
+    shown.dedup();
+    assert_eq!(shown, ["delivered", "retry", "uncounted"]);
+}
+
+#[test]
+fn resuming_a_handler_whose_service_is_back_tries_it_at_once() {
+    let healthy = Arc::new(AtomicBool::new(false));
+    let answer = Arc::clone(&healthy);
+    let crm = Receiver::start(
+        move |_| if answer.load(Ordering::Relaxed) { (200, "") } else { (502, "") },
+    );
+    // The clock stands, so that no probe is ever due by itself.
+    let server = Server::start_with_clock(&format!(
+        "[[handler]]\nname = \"crm\"\nevents = [\"*\"]\nhttp = {{ url = \"{}\" }}\n\
+         circuit = {{ failures = 1, probe = \"1h\", probe_max = \"1h\" }}\n",
+        crm.url("/")
+    ));
+    for n in 0..3 {
+        let body = event_body(&format!("evt_{n}"), "message.read", n);
+        assert_eq!(server.client().post_signed(&body).unwrap().status, 200);
+    }
+    let handler = || server.cli_json(&["status"])[0]["handlers"][0].clone();
+    eventually("the circuit opens", || (!handler()["circuit"].is_null()).then_some(()));
+    healthy.store(true, Ordering::Relaxed);
+    let resumed = Api::of(&server).ask("POST", "/api/v1/handlers/crm/resume", "");
+    assert_eq!(resumed.status, 200, "{}", resumed.body);
+    server.set_clock_ahead(31);
+    eventually("all delivered", || (left(&handler()) == 0).then_some(()));
+    assert!(handler()["circuit"].is_null());
 }

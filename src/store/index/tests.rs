@@ -252,6 +252,30 @@ fn an_outcome_counts_though_its_start_is_not_in_the_log() {
     assert_eq!(delivery(&index(records), &key(1)).unwrap().state, due(200));
 }
 
+/// What a handler's open circuit probes with costs the delivery nothing, and stays in its history.
+#[test]
+fn an_attempt_that_does_not_count_leaves_its_number_to_the_next() {
+    let uncounted = |took_ms| {
+        let mut record = finished(key(1), 0, 2, due(7));
+        if let Record::AttemptFinished { attempt, .. } = &mut record {
+            attempt.outcome = Outcome::Uncounted { reason: "503".to_owned() };
+            attempt.started_at = Timestamp(took_ms);
+        }
+        record
+    };
+    let mut records = vec![event("a"), started(key(1), 0, 1), finished(key(1), 0, 1, due(5))];
+    for at in [10, 20] {
+        records.extend([started(key(1), 0, 2), uncounted(at)]);
+        let d = delivery(&index(records.clone()), &key(1)).unwrap();
+        assert_eq!((d.attempts, d.open_attempt, d.state), (1, None, due(7)));
+    }
+    records.extend([started(key(1), 0, 2), finished(key(1), 0, 2, dead())]);
+    let kv = index(records);
+    let d = delivery(&kv, &key(1)).unwrap();
+    assert_eq!((d.attempts, d.state), (2, dead()));
+    assert_eq!(count(&kv, keys::ATTEMPTS), 4);
+}
+
 #[test]
 fn what_happened_while_a_snapshot_was_taken_wins() {
     let snapshot = Delivery {
