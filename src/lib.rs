@@ -13,6 +13,7 @@ pub mod event;
 pub mod handler;
 pub mod intake;
 pub mod message;
+pub mod notify;
 pub mod replay;
 pub mod schedule;
 pub mod server;

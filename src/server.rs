@@ -16,6 +16,7 @@ use crate::event::Event;
 use crate::handler::{self, BuildContext};
 use crate::intake::{self, Intake};
 use crate::message::MessageView;
+use crate::notify::{self, Notifier};
 use crate::replay::planner::{HandlerPlan, HandlerSnapshot};
 use crate::replay::runner::{self, ReplayHandle, RunnerHandler};
 use crate::replay::tally::Tally;
@@ -53,6 +54,11 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, Vec<String>> {
             fault.err().map(|fault| format!("{origin}: {fault}"))
         })
         .collect();
+    let notify = loaded.config.notify.as_ref().and_then(|notify| {
+        with_context(&loaded.config, |context| handler::check(&notify.handler, context)).err()
+    });
+    let problems: Vec<String> =
+        problems.into_iter().chain(notify.map(|fault| format!("[notify]: {fault}"))).collect();
     if problems.is_empty() { Ok(loaded) } else { Err(problems) }
 }
 
@@ -218,10 +224,36 @@ struct Appliance {
     intake: Arc<Intake>,
     replay: ReplayHandle,
     automations: Automations,
+    notifier: tokio::sync::Mutex<Option<Notifier>>,
+    clock: Arc<dyn Clock>,
     config: Mutex<Arc<Config>>,
 }
 
 impl Appliance {
+    /// Tells people as `config` says from now on.
+    async fn notify(&self, config: &Config) {
+        let mut notifier = self.notifier.lock().await;
+        if let Some(running) = notifier.take() {
+            running.stop().await;
+        }
+        let Some(notify) = &config.notify else { return };
+        let built = match with_context(config, |context| handler::build(&notify.handler, context)) {
+            Ok(built) => built,
+            // Loading built it, too.
+            Err(problem) => return tracing::error!("nobody is told of problems: {problem}"),
+        };
+        *notifier = Some(Notifier::start(notify::Setup {
+            store: self.store.clone(),
+            clock: Arc::clone(&self.clock),
+            replay: self.replay.clone(),
+            data_dir: config.data_dir.clone(),
+            notify: notify.clone(),
+            built,
+            handlers: config.handlers.iter().map(|handler| handler.name.clone()).collect(),
+            source: config.sources.first().map(|source| source.name.clone()).unwrap_or_default(),
+        }));
+    }
+
     fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -251,6 +283,7 @@ impl Appliance {
         self.intake.reload(&loaded.config);
         self.replay.reconfigure(handlers).await;
         self.automations.reconfigure(&loaded.config.followups).await;
+        self.notify(&loaded.config).await;
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded.config);
         tracing::info!("configuration reloaded");
     }
@@ -290,8 +323,16 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     let replay = runner::start(store.clone(), Arc::clone(&clock), handlers);
     let automations =
         Automations::start(store.clone(), Arc::clone(&clock), &config.followups).await;
-    let config = Mutex::new(config);
-    let appliance = Arc::new(Appliance { store, intake, replay, automations, config });
+    let appliance = Arc::new(Appliance {
+        store,
+        intake,
+        replay,
+        automations,
+        notifier: tokio::sync::Mutex::default(),
+        clock: Arc::clone(&clock),
+        config: Mutex::new(config),
+    });
+    appliance.notify(&appliance.config()).await;
     let accepting =
         tokio::spawn(intake::serve(bound, Arc::clone(&appliance.intake), stopping.clone(), DRAIN));
     let page = faces.page.as_ref().map(|(_, door)| door.address);
@@ -311,6 +352,9 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
         let _ = stop.send(true);
         let _ = accepting.await;
         let _ = administering.await;
+        if let Some(notifier) = appliance.notifier.lock().await.take() {
+            notifier.stop().await;
+        }
         appliance.automations.stop().await;
         appliance.replay.stop().await;
         appliance.store.close().await;

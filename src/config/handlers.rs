@@ -1,6 +1,7 @@
 //! `[[handler]]`: keys, types, ranges. Whether templates compile is the handler room's to say.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::read::{Node, Table};
@@ -9,6 +10,10 @@ use super::{
     units,
 };
 use crate::delivery::HandlerName;
+
+/// Of one attempt.
+pub const TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
 
 /// What a `[[handler]]` has that doesn't say otherwise; `schedule` is the general one.
 pub const DEFAULTS: &str = r#"
@@ -85,9 +90,7 @@ fn handler(table: &Table<'_>, name: Option<HandlerName>) -> Option<Handler> {
         }
         rate
     });
-    let timeout = table
-        .get("timeout")
-        .and_then(|node| node.duration(Duration::from_millis(100)..=Duration::from_secs(3600)));
+    let timeout = table.get("timeout").and_then(|node| node.duration(TIMEOUTS));
     let schedule = table.get("schedule").and_then(|node| {
         let table = node.table()?;
         let schedule = sections::schedule(&table);
@@ -127,7 +130,7 @@ fn circuit(table: &Table<'_>) -> Option<Circuit> {
     Some(Circuit { failures: u32::try_from(failures?).ok()?, first, longest })
 }
 
-fn action(table: &Table<'_>) -> Option<Action> {
+pub fn action(table: &Table<'_>) -> Option<Action> {
     let (http_node, exec_node, file_node) =
         (table.get("http"), table.get("exec"), table.get("file"));
     let given: Vec<_> = [("http", &http_node), ("exec", &exec_node), ("file", &file_node)]

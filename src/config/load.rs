@@ -9,7 +9,7 @@ use figment::value::{Dict, Value};
 
 use super::layers;
 use super::read::{Cx, Node};
-use super::{Config, handlers, sections, show};
+use super::{Config, handlers, notify, sections, show};
 use crate::delivery::HandlerName;
 
 /// A command-line flag that sets a key.
@@ -139,9 +139,11 @@ fn fill_defaults(root: &mut Dict, problems: &mut Vec<Problem>) {
     let source = defaults(sections::SOURCE_DEFAULTS);
     let mut handler = defaults(handlers::DEFAULTS);
     let actions = defaults(handlers::ACTION_DEFAULTS);
+    let mut notify = defaults(notify::DEFAULTS);
     // A handler without a schedule of its own has the general one, with its sources.
     if let Some(schedule) = root.get("schedule") {
         handler.insert("schedule".to_owned(), schedule.clone());
+        notify.insert("schedule".to_owned(), schedule.clone());
     }
     for table in tables(root, "source") {
         fill(table, &source);
@@ -152,12 +154,20 @@ fn fill_defaults(root: &mut Dict, problems: &mut Vec<Problem>) {
     }
     for table in tables(root, "handler") {
         fill(table, &handler);
-        for (kind, defaults) in &actions {
-            if let (Some(Value::Dict(_, action)), Some(defaults)) =
-                (table.get_mut(kind), defaults.as_dict())
-            {
-                fill(action, defaults);
-            }
+        fill_actions(table, &actions);
+    }
+    if let Some(Value::Dict(_, table)) = root.get_mut("notify") {
+        fill(table, &notify);
+        fill_actions(table, &actions);
+    }
+}
+
+fn fill_actions(table: &mut Dict, actions: &Dict) {
+    for (kind, defaults) in actions {
+        if let (Some(Value::Dict(_, action)), Some(defaults)) =
+            (table.get_mut(kind), defaults.as_dict())
+        {
+            fill(action, defaults);
         }
     }
 }

@@ -4,6 +4,7 @@ mod followups;
 mod handlers;
 mod layers;
 mod load;
+mod notify;
 mod read;
 mod restart;
 pub mod secrets;
@@ -15,6 +16,7 @@ mod units;
 
 pub use load::{Flag, LoadOptions, Loaded, Problem, ValueSource};
 pub use show::render;
+pub use units::show_duration;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -37,6 +39,8 @@ pub struct Config {
     pub log: Log,
     pub handlers: Vec<Handler>,
     pub followups: Vec<FollowUp>,
+    /// `None`: nobody is told.
+    pub notify: Option<Notify>,
     /// `[secrets]`, for `secret('name')` in templates.
     pub secrets: BTreeMap<String, Secret>,
 }
@@ -164,6 +168,19 @@ pub struct FollowUp {
     pub after: Duration,
     /// Also where the one before went unanswered.
     pub repeat: bool,
+}
+
+/// How a person is told that something is wrong, and from where on it is.
+#[derive(Clone, Debug)]
+pub struct Notify {
+    /// What runs for each notice; its globs are over their types.
+    pub handler: Handler,
+    /// Between two notices of one matter.
+    pub interval: Duration,
+    /// Events undelivered for longer than this are worth a notice.
+    pub backlog_age: Duration,
+    /// So is less free space than this, in bytes.
+    pub disk_free: u64,
 }
 
 #[derive(Clone, Debug)]

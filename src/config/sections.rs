@@ -9,7 +9,7 @@ use super::load::{LoadOptions, ValueSource};
 use super::read::{Node, Table};
 use super::secrets::Places;
 use super::{
-    Admin, Config, Intake, Listen, Log, LogFormat, Retention, Source, followups, handlers,
+    Admin, Config, Intake, Listen, Log, LogFormat, Retention, Source, followups, handlers, notify,
 };
 use crate::delivery::HandlerName;
 use crate::schedule::Schedule;
@@ -62,7 +62,7 @@ pub fn read(top: &Node<'_>, options: &LoadOptions) -> Option<Read> {
     }
     let (handlers, handler_origins) = handlers::read(root.get("handler"));
     let followups = followups::read(root.get("followup"));
-    root.not_built("notify", "notifications come in a later version");
+    let notify = section(&root, "notify", notify::read);
     root.finish();
 
     let config = Config {
@@ -75,6 +75,7 @@ pub fn read(top: &Node<'_>, options: &LoadOptions) -> Option<Read> {
         log: log?,
         handlers,
         followups,
+        notify,
         secrets,
     };
     Some(Read { config, handler_origins, secret_origins, implied })

@@ -359,10 +359,36 @@ fn addresses_are_checked() {
 }
 
 #[test]
+fn notices_are_off_by_default_and_have_the_documented_limits_where_they_are_on() {
+    assert!(case("").load().config.notify.is_none());
+    let text = "[schedule]\ndelays = [\"1s\"]\n[notify]\nfile = { path = \"notices\" }\n";
+    let notify = case(text).load().config.notify.unwrap();
+    let hour = Duration::from_secs(3600);
+    assert_eq!((notify.interval, notify.backlog_age), (hour, hour * 2));
+    assert_eq!(notify.disk_free, 512 << 20);
+    let handler = notify.handler;
+    assert_eq!((&*handler.events, handler.timeout), (&["*".to_owned()][..], hour / 120));
+    assert_eq!(handler.schedule, Schedule::new(vec![Duration::from_secs(1)], 0.0).unwrap());
+    let Action::File(file) = handler.action else { panic!("a file handler") };
+    assert_eq!(file.keep, 5);
+}
+
+#[test]
+fn a_notice_needs_a_way_and_sensible_limits() {
+    let text = "[notify]\ninterval = \"1s\"\nbacklog = \"1h\"\n";
+    let said = problems(text);
+    for part in
+        ["notify.interval: ", "notify.backlog: unknown key; did you mean", "exactly one of http"]
+    {
+        assert!(said.iter().any(|line| line.contains(part)), "{part}: {said:#?}");
+    }
+    assert_eq!(said.len(), 3, "{said:#?}");
+}
+
+#[test]
 fn what_is_not_built_yet_is_said_so() {
-    let text = "[intake.tls]\ncert = \"c\"\n[notify]\na = 1\n";
-    let problems = problems(text);
-    assert_eq!(problems.len(), 2, "{problems:?}");
+    let problems = problems("[intake.tls]\ncert = \"c\"\n");
+    assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems.iter().all(|p| p.contains("not built yet")), "{problems:?}");
 }
 

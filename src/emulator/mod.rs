@@ -128,6 +128,7 @@ fn config(options: &EmulateOptions, secret: Secret, schedule: Schedule) -> Confi
     };
     Config {
         followups: vec![],
+        notify: None,
         data_dir: options.data_dir.clone(),
         // Nothing comes in: events are made here.
         intake: config::Intake {

@@ -12,6 +12,7 @@ mod intake;
 mod lifecycle;
 mod load;
 mod node;
+mod notify;
 mod page;
 mod refusals;
 mod retries;

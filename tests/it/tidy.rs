@@ -25,6 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("intake", &["clock", "config", "delivery", "event", "signature", "store", "tally"]),
     ("automation", &["clock", "config", "delivery", "event", "message", "store"]),
+    ("notify", &["clock", "config", "delivery", "event", "handler", "replay", "schedule", "store"]),
     (
         "admin",
         &[
@@ -54,6 +55,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "handler",
             "intake",
             "message",
+            "notify",
             "replay",
             "signature",
             "store",
