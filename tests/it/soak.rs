@@ -11,7 +11,7 @@ const EVENTS: usize = 300_000;
 const DISK_MAX_MIB: u64 = 192;
 
 /// All resident memory in MiB, the program's own pages included.
-fn resident_mib(pid: u32) -> u64 {
+pub fn resident_mib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
@@ -125,7 +125,7 @@ fn memory_and_disk_stay_bounded_over_300_000_events() {
 
 const PER_SECOND: u64 = 300;
 
-fn descriptors(pid: u32) -> u64 {
+pub fn descriptors(pid: u32) -> u64 {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64
 }
 

@@ -102,14 +102,14 @@ fn concurrency_is_used_and_not_exceeded() {
 
 #[test]
 fn a_burst_is_spaced_by_the_rate() {
-    let rated = HandlerPlan { rate: Some(World::rate(10, 1)), ..plan("a") };
+    let rated = HandlerPlan { rate: Some(World::rate(5, 1)), ..plan("a") };
     let mut w = World::new(vec![rated], always(1, Outcome::Delivered));
     for _ in 0..500 {
         w.event();
     }
-    w.run_for(60_000);
+    w.run_for(120_000);
     let starts: Vec<_> = w.ran.iter().map(|r| r.start - T0).collect();
-    let want: Vec<_> = (0..500).map(|n| n * 100).collect();
+    let want: Vec<_> = (0..500).map(|n| n * 200).collect();
     assert_eq!(starts, want);
 }
 
