@@ -306,10 +306,18 @@ fn what_happened_while_a_snapshot_was_taken_wins() {
     assert_eq!(delivery(&kv, &key(1)).unwrap().state, dead());
 }
 
+/// Of one of few messages, in one of few conversations.
+fn of_a_message(rng: &mut fastrand::Rng, id: &str) -> EventRecord {
+    let message = rng.u32(0..5);
+    let body = format!(r#"{{"type":"message.read","data":{{"messageId":"m{message}"}}}}"#);
+    let conversation = rng.bool().then(|| format!("+4930{}", rng.u32(0..3)));
+    EventRecord { conversation, ..event_record(id, &body) }
+}
+
 /// Any mix of records, sensible or not.
 fn random_record(rng: &mut fastrand::Rng, seq: u64) -> Record {
     let event_seq = rng.u64(1..=seq);
-    let name = ["crm", "b"][rng.usize(0..2)];
+    let name = ["crm", "b", "followup:r", "followup:s"][rng.usize(0..4)];
     let key = DeliveryKey { event: event_seq, handler: handler(name) };
     let state = match rng.u32(0..3) {
         0 => State::Delivered,
@@ -318,8 +326,13 @@ fn random_record(rng: &mut fastrand::Rng, seq: u64) -> Record {
     };
     let generation = rng.u32(0..=2);
     let number = rng.u32(1..=2);
-    match rng.u32(0..21) {
+    match rng.u32(0..23) {
         0..6 => event(&format!("e{}", rng.u64(0..seq * 2))),
+        21 => Record::Answered { key },
+        22 => {
+            let id = format!("e{}", rng.u64(0..seq * 2));
+            Record::Event(of_a_message(rng, &id))
+        }
         6 => Record::Repeat(RepeatRecord {
             of: event_seq,
             received_at: Timestamp(1),
@@ -334,7 +347,7 @@ fn random_record(rng: &mut fastrand::Rng, seq: u64) -> Record {
         16 => Record::Carried {
             seq: event_seq,
             time: Timestamp(1),
-            event: event_record(&format!("e{event_seq}"), "x"),
+            event: of_a_message(rng, &format!("e{event_seq}")),
             repeats: 3,
         },
         17 => {
@@ -344,7 +357,7 @@ fn random_record(rng: &mut fastrand::Rng, seq: u64) -> Record {
                 delivery,
                 attempts: vec![],
                 as_of: rng.u64(0..seq),
-                conversation: None,
+                conversation: rng.bool().then(|| rng.u64(1..4)),
             }
         }
         18 => Record::Keys {

@@ -2,9 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Round, WON_MIN, pass};
-use crate::clock::{TestClock, Timestamp};
+use crate::clock::{Clock as _, TestClock, Timestamp};
 use crate::config::Retention;
-use crate::delivery::{Outcome, State};
+use crate::delivery::{Delivery, DeliveryKey, HandlerName, Outcome, State};
 use crate::event::NewEvent;
 use crate::store::disk::{Call, Disk, Fault, FaultDisk, MemDisk};
 use crate::store::index::memory::MemoryKv;
@@ -265,4 +265,43 @@ fn a_walk_along_the_log_that_won_something_is_followed_by_another() {
     assert_eq!(walk().after(50, 80), Some(walk()), "not at its end");
     assert_eq!(walk().after(51, 80), Some(Round { until: 80, won: 0 }));
     assert_eq!(Round { won: WON_MIN - 1, ..walk() }.after(51, 80), None, "for nothing");
+}
+
+/// A timer of a year outlives its segment, with the conversation that it bars.
+#[tokio::test]
+async fn a_follow_ups_timer_is_carried_with_its_conversation_and_found_by_a_rebuild() {
+    let (disk, clock) = (Arc::new(MemDisk::new()), clock());
+    let retention = Retention { delivered: Some(HOUR), ..KEEP_ALL };
+    let store = open(disk.clone(), clock.clone(), retention.clone());
+    let rule = HandlerName::of_follow_up("no-reply").unwrap();
+    let start = store.append_event(event("start")).await.unwrap().seq();
+    let timer = DeliveryKey { event: start, handler: rule.clone() };
+    let state = State::Scheduled { due: store.timeline().at(clock.now()).plus(365 * 24 * HOUR) };
+    let delivery = Delivery {
+        key: timer.clone(),
+        generation: 0,
+        attempts: 0,
+        open_attempt: None,
+        state: state.clone(),
+    };
+    let set = Record::Snapshot { delivery, attempts: vec![], as_of: start, conversation: Some(7) };
+    store.append(set).await.unwrap();
+    fill(&store, "a", delivered).await;
+    clock.advance(2 * HOUR);
+    assert!(make_room(&store).await >= 2, "its segment is gone");
+    let timer_is_there = |store: &Store| {
+        assert_eq!(store.follow_up(&rule, 7), Some(Some(start)));
+        assert_eq!(store.followed(&timer), Some(Some(7)));
+        assert_eq!(store.delivery(&timer).map(|delivery| delivery.state), Some(state.clone()));
+    };
+    timer_is_there(&store);
+    store.close().await;
+
+    let rebuilt = open(disk, clock, retention);
+    settled(&rebuilt).await;
+    timer_is_there(&rebuilt);
+    rebuilt.append_durable(Record::Answered { key: timer.clone() }).await.unwrap();
+    settled(&rebuilt).await;
+    assert_eq!(rebuilt.follow_up(&rule, 7), Some(None));
+    rebuilt.close().await;
 }
