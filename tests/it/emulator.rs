@@ -527,13 +527,13 @@ inbox.post('/webhooks/bluereplies', ({ headers, body }, answer) => {
 const listening = inbox.listen(0, '127.0.0.1', () => console.log(`port ${listening.address().port}`));
 ";
 
-struct Express {
+pub struct Express {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
 impl Express {
-    fn start(secret: &str) -> (Express, String) {
+    pub fn start(secret: &str) -> (Express, String) {
         let mut child = Command::new("node")
             .args(["-e", EXPRESS])
             .current_dir(npm_folder("express", &["express@5"]))
@@ -556,7 +556,7 @@ impl Express {
         (express, format!("http://127.0.0.1:{port}/webhooks/bluereplies"))
     }
 
-    fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap().clone()
     }
 }

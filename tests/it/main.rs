@@ -15,6 +15,7 @@ mod load;
 mod node;
 mod notify;
 mod page;
+mod recipes;
 mod refusals;
 mod retries;
 mod sim;

@@ -198,6 +198,7 @@ fn read_body(
 /// A request as a [`Receiver`] saw it.
 #[derive(Clone, Debug)]
 pub struct Received {
+    pub method: String,
     pub path: String,
     pub headers: HashMap<String, String>,
     pub body: Vec<u8>,
@@ -265,8 +266,9 @@ fn serve_connection(stream: TcpStream, count: &AtomicUsize, answer: &Answering) 
     let mut reader = BufReader::new(stream);
     while let Ok((first, headers)) = read_head(&mut reader) {
         let Ok(body) = read_body(&mut reader, &headers) else { return };
-        let path = first.split(' ').nth(1).unwrap_or("").to_owned();
-        let (status, extra) = answer(Received { path, headers, body });
+        let mut words = first.split(' ').map(str::to_owned);
+        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let (status, extra) = answer(Received { method, path, headers, body });
         count.fetch_add(1, Ordering::Relaxed);
         let text = format!("HTTP/1.1 {status} Status\r\n{extra}content-length: 2\r\n\r\nok");
         if writer.write_all(text.as_bytes()).is_err() {

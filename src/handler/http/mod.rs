@@ -92,8 +92,8 @@ impl Http {
         };
         let Prepared { request, account, target, password } = prepared;
         let mut redactor = self.common.redactor.clone();
-        if let Some(password) = &password {
-            redactor.add(password);
+        for secret in password.iter().flatten() {
+            redactor.add(secret);
         }
         let started = tokio::time::Instant::now();
         let sent = tokio::time::timeout(call.deadline, self.client.request(request)).await;
@@ -156,7 +156,10 @@ impl Http {
                 request.headers_mut().append(name, value);
             }
         }
-        let password = target.password();
+        let password = target.password().zip(target.basic()).map(|(password, header)| {
+            let sent = header.strip_prefix("Basic ").unwrap_or(&header).to_owned();
+            [password, sent]
+        });
         Ok(Prepared { request, account, target, password })
     }
 
@@ -180,7 +183,8 @@ struct Prepared {
     request: Request<Full<Bytes>>,
     account: String,
     target: Target,
-    password: Option<String>,
+    /// As written, and as it is sent: some servers echo the header.
+    password: Option<[String; 2]>,
 }
 
 fn clean(redactor: &Redactor, outcome: Outcome) -> Outcome {

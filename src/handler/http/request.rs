@@ -276,7 +276,18 @@ fn percent_decode(text: &str) -> Vec<u8> {
 fn host_is_literal(url: &str) -> bool {
     let Some((scheme, rest)) = url.split_once("://") else { return false };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    !scheme.contains('{') && !authority.contains('{')
+    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    !scheme.contains('{') && !host.contains('{') && is_owners(user)
+}
+
+/// Literal but for secrets and variables, which nobody but the owner sets.
+fn is_owners(user: &str) -> bool {
+    user.split("{{").skip(1).all(|rest| {
+        let Some((code, _)) = rest.split_once("}}") else { return false };
+        let call = ["secret(", "env("].iter().find_map(|call| code.trim().strip_prefix(call));
+        let inside = call.and_then(|rest| rest.strip_suffix(')'));
+        inside.is_some_and(|name| !name.contains(['(', ')', '|', '~', ',']))
+    }) && !user.contains("{%")
 }
 
 /// Headers that carry credentials by their nature.
@@ -382,8 +393,16 @@ mod tests {
     fn a_host_with_a_template_in_it_is_not_literal() {
         assert!(host_is_literal("http://127.0.0.1:1/{{ data.x }}"));
         assert!(host_is_literal("http://127.0.0.1?{{ data.x }}"));
+        assert!(host_is_literal("http://me:{{ secret('pw') }}@127.0.0.1/{{ data.x }}"));
+        assert!(host_is_literal("http://{{ env('U') }}:{{secret('pw')}}@127.0.0.1/"));
         for url in [
             "http://{{ data.h }}/",
+            "http://{{ data.user }}@127.0.0.1/",
+            "http://{{ data.user | safe }}@127.0.0.1/",
+            "http://{{ secret('x') ~ data.user | safe }}@127.0.0.1/",
+            "http://{{ secret('x') }}{{ data.user|safe }}@127.0.0.1/",
+            "http://{% set x = data.h | safe %}{{ secret('x') }}@127.0.0.1/",
+            "http://me@{{ data.h }}/",
             "{{ secret('url') }}",
             "{{ x }}://127.0.0.1/",
             "http://a{{ x }}:1",
