@@ -1,14 +1,19 @@
-//! The unix socket: made, guarded by its file mode, and served.
+//! The unix socket: made, guarded by its file mode and by who connects, and served.
 
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::serve::Accept;
 pub use super::serve::Respond;
+
+/// How long a refused client may take to hear it.
+const REFUSAL_MAX: Duration = Duration::from_secs(2);
 
 /// A bound socket; its file goes when this is dropped.
 pub struct Socket {
@@ -73,9 +78,46 @@ fn bind_private(path: &Path) -> io::Result<Socket> {
 impl Accept for Socket {
     type Stream = UnixStream;
 
+    /// Whoever the file mode lets in, by a careless chmod or a folder that others may look into, is asked again: only
+    /// the user that bluehook runs as, and root, may steer it.
     async fn accept(&self) -> io::Result<UnixStream> {
-        Ok(self.listener.accept().await?.0)
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            let own = rustix::process::geteuid().as_raw();
+            match stream.peer_cred() {
+                Ok(peer) if peer.uid() == own || peer.uid() == 0 => return Ok(stream),
+                Ok(peer) => {
+                    tracing::warn!(uid = peer.uid(), "refused on the admin socket: another user");
+                    tokio::spawn(refuse(stream, own));
+                }
+                Err(error) => tracing::warn!(%error, "refused on the admin socket: nobody known"),
+            }
+        }
     }
+}
+
+/// Says why, as the routes would.
+async fn refuse(mut stream: UnixStream, own: u32) {
+    let body = serde_json::json!({
+        "title": "Forbidden",
+        "status": 403,
+        "detail": format!(
+            "the admin socket is for user {own} and root; run the command as one of them, with sudo say"
+        ),
+    })
+    .to_string();
+    let head = format!(
+        "HTTP/1.1 403 Forbidden\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    // Who has gone needs no answer.
+    let told = async {
+        stream.write_all(head.as_bytes()).await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(REFUSAL_MAX, told).await;
 }
 
 /// Serves until `stop` is ready.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
@@ -12,9 +14,10 @@ use super::change::{BUSY_TRIES, BUSY_WAIT, wait_applied};
 use super::problem::Problem;
 use super::query;
 use super::wire::{EventJson, Imported};
-use crate::store::AppendError;
+use crate::clock::BoxFuture;
 use crate::store::record::RECORD_BYTES_MAX;
 use crate::store::transfer::ImportError;
+use crate::store::{AppendError, Store};
 
 /// A payload of the largest size in base64 or escaped, with its attempts.
 const LINE_BYTES_MAX: usize = 4 * RECORD_BYTES_MAX;
@@ -51,6 +54,10 @@ pub async fn export(cx: &Arc<AdminContext>, query: &str) -> Result<Answer, Probl
     Ok(answer)
 }
 
+/// Events on their way to the disk, which one sync takes together, and the length of their lines.
+const UNDER_WAY_MAX: usize = 256;
+const UNDER_WAY_BYTES_MAX: usize = 4 << 20;
+
 /// Reads lines as they come; each event is durable before the answer. Lines before a bad one stay
 /// imported: importing again is harmless.
 pub async fn import<B>(cx: &Arc<AdminContext>, mut body: B) -> Result<Imported, Problem>
@@ -71,7 +78,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin,
     B::Error: std::error::Error,
 {
-    let mut import = Import { cx, done: Imported::default(), line: 0 };
+    let mut import = Import::new(cx);
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| Problem::bad(format!("the import was cut off: {e}")))?;
@@ -85,62 +92,107 @@ where
             looked = 0;
         }
         if rest.len() > LINE_BYTES_MAX {
+            import.settle_all().await?;
             import.line += 1;
-            return Err(import.bad("it is too long"));
+            return Err(bad(import.line, &import.done, "it is too long"));
         }
     }
     import.line(&rest).await?;
+    import.settle_all().await?;
     wait_applied(&cx.store, cx.store.durable_seq()).await;
     cx.replay.nudge().await;
     Ok(import.done)
 }
 
+/// What became of a line: its number and length, its deliveries, and whether its event was new.
+type Settled = (u64, usize, u64, Result<bool, ImportError>);
+
 struct Import<'a> {
     cx: &'a Arc<AdminContext>,
+    /// Of the lines before those under way.
     done: Imported,
+    /// The last one read.
     line: u64,
+    /// In the order of the lines.
+    under_way: FuturesOrdered<BoxFuture<'a, Settled>>,
+    bytes_under_way: usize,
 }
 
-impl Import<'_> {
-    fn bad(&self, why: impl std::fmt::Display) -> Problem {
-        Problem::bad(self.where_it_stopped(why))
-    }
+fn bad(line: u64, done: &Imported, why: impl std::fmt::Display) -> Problem {
+    Problem::bad(where_it_stopped(line, done, why))
+}
 
-    fn where_it_stopped(&self, why: impl std::fmt::Display) -> String {
-        let before = self.done.events + self.done.known;
-        format!("cannot import line {}: {why}; the {before} events before it are in", self.line)
+fn where_it_stopped(line: u64, done: &Imported, why: impl std::fmt::Display) -> String {
+    let before = done.events + done.known;
+    format!("cannot import line {line}: {why}; the {before} events before it are in")
+}
+
+impl<'a> Import<'a> {
+    fn new(cx: &'a Arc<AdminContext>) -> Import<'a> {
+        let (done, under_way) = (Imported::default(), FuturesOrdered::new());
+        Import { cx, done, line: 0, under_way, bytes_under_way: 0 }
     }
 
     async fn line(&mut self, line: &[u8]) -> Result<(), Problem> {
-        self.line += 1;
         if line.iter().all(u8::is_ascii_whitespace) {
+            self.line += 1;
             return Ok(());
         }
-        let json: EventJson = serde_json::from_slice(line).map_err(|e| self.bad(e))?;
-        let store = &self.cx.store;
-        for _ in 0..BUSY_TRIES {
-            match store.import(&json).await {
-                Ok(true) => {
-                    self.done.events += 1;
-                    self.done.deliveries += json.deliveries.len() as u64;
-                }
-                Ok(false) => self.done.known += 1,
-                Err(ImportError::Append(AppendError::Busy)) => {
-                    tokio::time::sleep(BUSY_WAIT).await;
-                    continue;
-                }
-                Err(ImportError::Append(e)) => {
-                    let problem = Problem::append(e);
-                    return Err(Problem {
-                        detail: self.where_it_stopped(&problem.detail),
-                        ..problem
-                    });
-                }
-                Err(ImportError::Line(why)) => return Err(self.bad(why)),
+        let json: EventJson = match serde_json::from_slice(line) {
+            Ok(json) => json,
+            Err(error) => {
+                self.settle_all().await?;
+                return Err(bad(self.line + 1, &self.done, error));
             }
-            return Ok(());
+        };
+        self.line += 1;
+        let (number, length, store) = (self.line, line.len(), &self.cx.store);
+        self.bytes_under_way += length;
+        self.under_way.push_back(Box::pin(async move {
+            (number, length, json.deliveries.len() as u64, store_event(store, &json).await)
+        }));
+        while self.under_way.len() >= UNDER_WAY_MAX || self.bytes_under_way > UNDER_WAY_BYTES_MAX {
+            self.settle_one().await?;
         }
-        let problem = Problem::append(AppendError::Busy);
-        Err(Problem { detail: self.where_it_stopped(&problem.detail), ..problem })
+        Ok(())
     }
+
+    async fn settle_all(&mut self) -> Result<(), Problem> {
+        while !self.under_way.is_empty() {
+            self.settle_one().await?;
+        }
+        Ok(())
+    }
+
+    async fn settle_one(&mut self) -> Result<(), Problem> {
+        let Some((line, length, deliveries, result)) = self.under_way.next().await else {
+            return Ok(());
+        };
+        self.bytes_under_way -= length;
+        match result {
+            Ok(true) => {
+                self.done.events += 1;
+                self.done.deliveries += deliveries;
+            }
+            Ok(false) => self.done.known += 1,
+            Err(ImportError::Append(e)) => {
+                let problem = Problem::append(e);
+                let detail = where_it_stopped(line, &self.done, &problem.detail);
+                return Err(Problem { detail, ..problem });
+            }
+            Err(ImportError::Line(why)) => return Err(bad(line, &self.done, why)),
+        }
+        Ok(())
+    }
+}
+
+/// Waits where others keep the log busy, for a while.
+async fn store_event(store: &Store, json: &EventJson) -> Result<bool, ImportError> {
+    for _ in 0..BUSY_TRIES {
+        match store.import(json).await {
+            Err(ImportError::Append(AppendError::Busy)) => tokio::time::sleep(BUSY_WAIT).await,
+            settled => return settled,
+        }
+    }
+    Err(ImportError::Append(AppendError::Busy))
 }

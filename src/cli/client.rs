@@ -124,7 +124,7 @@ pub fn streamed() -> (mpsc::Sender<Bytes>, Body) {
 }
 
 /// Reads `path` (`-`: standard input) into the body. Ends early where nobody takes it any more.
-pub fn feed(path: &Path, tx: &mpsc::Sender<Bytes>) -> io::Result<()> {
+pub fn feed(path: &Path, tx: &mpsc::Sender<Bytes>, mut sent: impl FnMut(usize)) -> io::Result<()> {
     let mut from: Box<dyn Read> = match path.to_str() {
         Some("-") => Box::new(io::stdin().lock()),
         _ => Box::new(std::fs::File::open(path)?),
@@ -135,6 +135,7 @@ pub fn feed(path: &Path, tx: &mpsc::Sender<Bytes>) -> io::Result<()> {
         if n == 0 || tx.blocking_send(Bytes::copy_from_slice(&buffer[..n])).is_err() {
             return Ok(());
         }
+        sent(n);
     }
 }
 

@@ -7,6 +7,7 @@ use hyper::Method;
 
 use super::args::{Command, Common, Dead, DeadChange, Events, Filter};
 use super::client::{Client, empty, read};
+use super::progress::Progress;
 use super::render::Style;
 use super::{FAILED, Failure, USAGE, print, print_json, show, stopped, tail};
 use crate::admin::wire::{Changed, EventItem, Imported, PageJson, Selection, SignIn, StatusJson};
@@ -49,7 +50,7 @@ pub async fn run(common: &Common, command: Command) -> Result<(), Failure> {
         Command::Debugger { open } => debugger(common, &client, open).await,
         Command::Messages { verb } => super::messages::run(common, &client, verb).await,
         Command::Status => status(common, &client).await,
-        Command::Export { since, until } => export(&client, since, until).await,
+        Command::Export { since, until } => export(common, &client, since, until).await,
         Command::Import { file } => import(common, &client, &file).await,
         _ => Err(Failure::usage("this verb needs no appliance")),
     }
@@ -231,6 +232,7 @@ async fn status(common: &Common, client: &Client) -> Result<(), Failure> {
 }
 
 async fn export(
+    common: &Common,
     client: &Client,
     since: Option<String>,
     until: Option<String>,
@@ -238,20 +240,31 @@ async fn export(
     let q = query(&Selection { since, until, ..Selection::default() }).finish();
     let mut answer = client.send(Method::GET, &format!("/api/v1/export?{q}"), empty()).await?;
     let mut out = std::io::stdout().lock();
+    // What goes to a terminal shows itself how far it is.
+    let mut progress =
+        (!std::io::stdout().is_terminal()).then(|| Progress::new(common, "exported", None));
     while let Some(frame) = answer.frame().await {
         let frame = frame.map_err(|e| {
             Failure::failed(format!("the export was cut off: {e}; what was written is not whole"))
         })?;
         let data = frame.into_data().unwrap_or_default();
         out.write_all(&data).map_err(|e| Failure::writing(&e))?;
+        if let Some(progress) = &mut progress {
+            progress.add(data.len());
+        }
     }
+    drop(progress);
     out.flush().map_err(|e| Failure::writing(&e))
 }
 
 async fn import(common: &Common, client: &Client, file: &std::path::Path) -> Result<(), Failure> {
     let (tx, body) = super::client::streamed();
     let path = file.to_owned();
-    let reader = tokio::task::spawn_blocking(move || super::client::feed(&path, &tx));
+    let total = std::fs::metadata(&path).ok().filter(|m| m.is_file()).map(|m| m.len());
+    let mut progress = Progress::new(common, "imported", total);
+    let reader = tokio::task::spawn_blocking(move || {
+        super::client::feed(&path, &tx, |sent| progress.add(sent))
+    });
     let answer = client.send(Method::POST, "/api/v1/import", body).await;
     let fed = reader.await.unwrap_or(Ok(()));
     fed.map_err(|e| {

@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod local;
 mod messages;
+mod progress;
 mod render;
 mod settings;
 mod show;

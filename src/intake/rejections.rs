@@ -53,34 +53,60 @@ impl Note {
     }
 }
 
+/// Of requests to no path or with no method of ours less is kept: scanners make thousands of them, which must not push
+/// out the one that a sender's wrong secret caused.
+const STRANGERS_SHARE: usize = 4;
+
 #[derive(Default)]
 struct Ring {
-    /// Newest last.
-    notes: VecDeque<Note>,
+    /// Newest last, each with its place among all notes.
+    notes: VecDeque<(u64, Note)>,
     bytes: usize,
+}
+
+impl Ring {
+    fn add(&mut self, place: u64, note: Note, share: usize) {
+        self.bytes += note.bytes();
+        self.notes.push_back((place, note));
+        while self.notes.len() > ENTRIES_MAX / share || self.bytes > BYTES_MAX / share {
+            let Some((_, oldest)) = self.notes.pop_front() else { break };
+            self.bytes -= oldest.bytes();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Rings {
+    count: u64,
+    senders: Ring,
+    strangers: Ring,
 }
 
 #[derive(Default)]
 pub struct Rejections {
-    ring: Mutex<Ring>,
+    rings: Mutex<Rings>,
 }
 
 impl Rejections {
     pub(super) fn add(&self, note: Note) {
-        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        ring.bytes += note.bytes();
-        ring.notes.push_back(note);
-        while ring.notes.len() > ENTRIES_MAX || ring.bytes > BYTES_MAX {
-            let Some(oldest) = ring.notes.pop_front() else { break };
-            ring.bytes -= oldest.bytes();
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        rings.count += 1;
+        let place = rings.count;
+        match note.status {
+            404 | 405 => rings.strangers.add(place, note, STRANGERS_SHARE),
+            _ => rings.senders.add(place, note, 1),
         }
     }
 
     /// Newest first.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Note> {
-        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        ring.notes.iter().rev().cloned().collect()
+        let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes: Vec<_> =
+            rings.senders.notes.iter().chain(&rings.strangers.notes).cloned().collect();
+        drop(rings);
+        notes.sort_unstable_by_key(|(place, _)| std::cmp::Reverse(*place));
+        notes.into_iter().map(|(_, note)| note).collect()
     }
 }
 
@@ -115,6 +141,21 @@ mod tests {
         assert_eq!(notes.len(), ENTRIES_MAX);
         assert_eq!(notes[0].path, (ENTRIES_MAX + 2).to_string());
         assert_eq!(notes[ENTRIES_MAX - 1].path, "3");
+    }
+
+    #[test]
+    fn scanners_push_out_no_refused_event_and_the_order_is_that_of_arrival() {
+        let ring = Rejections::default();
+        ring.add(note("wrong secret", b""));
+        for n in 0..5_000 {
+            ring.add(Note { status: 404, ..note(&format!("/wp-admin/{n}"), b"") });
+        }
+        ring.add(note("wrong again", b""));
+        ring.add(Note { status: 405, ..note("last", b"") });
+        let paths: Vec<_> = ring.snapshot().into_iter().map(|note| note.path).collect();
+        assert_eq!(paths[..3], ["last", "wrong again", "/wp-admin/4999"]);
+        assert_eq!(paths.last().unwrap(), "wrong secret");
+        assert_eq!(paths.len(), 2 + ENTRIES_MAX / STRANGERS_SHARE);
     }
 
     #[test]

@@ -21,6 +21,7 @@ file = { path = "{dir}/events.jsonl" }
 name = "failing"
 events = ["message.failed"]
 exec = { command = ["/bin/false"] }
+circuit = { failures = 0 }
 "#;
 
 #[test]

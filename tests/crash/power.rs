@@ -21,6 +21,7 @@ disk_max = "48 MiB"
 name = "failing"
 events = ["message.failed"]
 exec = { command = ["/bin/false"] }
+circuit = { failures = 0 }
 "#;
 
 /// What of a number of cuts is to be told.

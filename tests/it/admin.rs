@@ -50,6 +50,40 @@ impl Api {
     }
 }
 
+/// A careless chmod, and somebody else on the machine.
+#[test]
+fn another_user_is_refused_on_the_socket_whatever_its_file_mode_and_root_is_not() {
+    use std::os::unix::fs::PermissionsExt as _;
+    if std::fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap()
+        != 0
+    {
+        println!("only root can be somebody else: nothing tested");
+        return;
+    }
+    let server = Server::start(HANDLER);
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(server.dir.path(), 0o755);
+    open(&server.dir.path().join("admin.sock"), 0o666);
+    open(&server.config(), 0o644);
+    open(&server.dir.path().join("secret"), 0o644);
+    let program = server.dir.path().join("bluehook");
+    std::fs::copy(env!("CARGO_BIN_EXE_bluehook"), &program).unwrap();
+    let as_nobody = std::process::Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
+        .arg(&program)
+        .arg("--config")
+        .arg(server.config())
+        .args(["status"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&as_nobody.stderr).into_owned();
+    assert!(!as_nobody.status.success() && said.contains("is for user 0 and root"), "{said}");
+    assert!(server.log().contains("refused on the admin socket"), "{}", server.log());
+    server.cli_ok(&["status"]);
+}
+
 #[test]
 fn a_sign_in_link_works_once_and_its_cookie_opens_the_page_and_the_api() {
     let server = Server::start(HANDLER);

@@ -227,6 +227,38 @@ fn export_and_import_move_everything_and_import_twice_changes_nothing() {
 }
 
 #[test]
+fn an_import_keeps_the_order_of_its_lines_and_says_which_line_it_stopped_at() {
+    const GOOD: usize = 700;
+    let server = Server::start("");
+    post(&server, "evt", "message.sent");
+    let line = server.cli_ok(&["export"]);
+    let mut lines: Vec<String> =
+        (0..GOOD).map(|n| line.trim().replace("\"evt\"", &format!("\"evt_{n}\""))).collect();
+    lines.push("{\"eventId\":".to_owned());
+    lines.extend((0..20).map(|n| line.trim().replace("\"evt\"", &format!("\"late_{n}\""))));
+    let file = server.dir.path().join("broken.jsonl");
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let import = server.cli(&["import", file.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&import.stderr).into_owned();
+    assert_eq!(import.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("cannot import line 701: ")
+            && said.contains("the 700 events before it are in"),
+        "{said}"
+    );
+    let exported = server.cli_ok(&["export"]);
+    let ids: Vec<String> = exported
+        .lines()
+        .skip(1)
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["eventId"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    let wanted: Vec<String> = (0..GOOD).map(|n| format!("evt_{n}")).collect();
+    assert_eq!(ids, wanted);
+}
+
+#[test]
 fn store_check_finds_a_flipped_bit_and_repair_salvages_the_rest() {
     let mut server = Server::start(ARCHIVE);
     for n in 0..50 {

@@ -18,6 +18,7 @@ mod page;
 mod recipes;
 mod refusals;
 mod retries;
+mod schema;
 mod sim;
 mod soak;
 mod support;
