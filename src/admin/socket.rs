@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::serve::Accept;
@@ -113,6 +113,8 @@ async fn refuse(mut stream: UnixStream, own: u32) {
     );
     // Who has gone needs no answer.
     let told = async {
+        // An answer before the question is none to most clients.
+        let _ = stream.read(&mut [0; 1024]).await?;
         stream.write_all(head.as_bytes()).await?;
         stream.shutdown().await?;
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await

@@ -51,7 +51,8 @@ async fn feed(
 ) {
     let mut progress = cx.store.progress();
     let mut stuck = 0;
-    let mut chunk = Bytes::from_static(b": bluehook\n\n");
+    // Who is cut off before anything comes goes on from here, too.
+    let mut chunk = Bytes::from(format!(": bluehook\nid: {}\n\n", from.saturating_sub(1)));
     loop {
         // Ends when the reader has gone; waits while it is slow.
         if tx.send(Ok(chunk)).await.is_err() {

@@ -41,12 +41,25 @@ impl Client {
         path: &str,
         body: Body,
     ) -> Result<Response<Body>, Failure> {
+        self.answered(self.request(method, path, body)?).await
+    }
+
+    /// A stream of server-sent events, after the one with this id.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn stream(&self, path: &str, after: Option<&str>) -> Result<Response<Body>, Failure> {
+        let mut request = self.request(Method::GET, path, empty())?;
+        if let Some(id) = after.and_then(|id| id.parse().ok()) {
+            request.headers_mut().insert("last-event-id", id);
+        }
+        self.answered(request).await
+    }
+
+    async fn answered(&self, request: Request<Body>) -> Result<Response<Body>, Failure> {
         let answer = match &self.stopped {
-            Some(cx) => {
-                let request = self.request(method, path, body)?;
-                routes::respond(cx, request).await
-            }
-            None => self.ask(method, path, body).await?,
+            Some(cx) => routes::respond(cx, request).await,
+            None => self.ask(request).await?,
         };
         if answer.status().is_success() {
             return Ok(answer);
@@ -76,8 +89,7 @@ impl Client {
         ))
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Body) -> Result<Response<Body>, Failure> {
-        let request = self.request(method, path, body)?;
+    async fn ask(&self, request: Request<Body>) -> Result<Response<Body>, Failure> {
         let stream =
             tokio::net::UnixStream::connect(&self.socket).await.map_err(|e| self.away(&e))?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));

@@ -1,35 +1,79 @@
 //! `events tail`: new events and the results of attempts, as they come.
 
+use std::time::Duration;
+
 use http_body_util::BodyExt as _;
-use hyper::Method;
+use hyper::Response;
 
 use super::args::Common;
-use super::client::{Client, empty};
+use super::client::{Body, Client};
 use super::render::{Style, escape};
-use super::{Failure, print};
+use super::{Failure, UNREACHABLE, print};
 use crate::admin::wire::{EventItem, StreamItem};
 
+const PATH: &str = "/api/v1/events/stream";
+/// Between two tries to be connected again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Goes on where it was after a restart of the appliance. Ends when it is stopped, or where it is refused.
 pub async fn tail(common: &Common, client: &Client) -> Result<(), Failure> {
-    let style = Style::of(common);
-    let mut answer = client.send(Method::GET, "/api/v1/events/stream", empty()).await?;
-    let mut rest: Vec<u8> = Vec::new();
-    while let Some(frame) = answer.frame().await {
-        let frame = frame.map_err(|e| {
-            Failure::unreachable(format!("the stream was cut off: {e}; is bluehook still running?"))
-        })?;
-        rest.extend(frame.into_data().unwrap_or_default());
-        while let Some(at) = rest.iter().position(|&b| b == b'\n') {
-            let line: Vec<u8> = rest.drain(..=at).collect();
-            let line = String::from_utf8_lossy(&line);
-            let Some(json) = line.trim_end().strip_prefix("data: ") else { continue };
-            if common.json {
-                print(&format!("{json}\n"))?;
-            } else if let Ok(item) = serde_json::from_str::<StreamItem>(json) {
-                print(&line_of(&item, style))?;
+    let mut reader = Reader { style: Style::of(common), json: common.json, last: None };
+    let mut answer = client.stream(PATH, None).await?;
+    loop {
+        reader.read(answer).await?;
+        if !common.quiet {
+            note("the stream was cut off; waiting for bluehook to come back");
+        }
+        answer = loop {
+            tokio::time::sleep(AGAIN_AFTER).await;
+            match client.stream(PATH, reader.last.as_deref()).await {
+                Ok(answer) => break answer,
+                Err(failure) if failure.code == UNREACHABLE => {}
+                Err(failure) => return Err(failure),
+            }
+        };
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "it is for whoever watches, not part of the list")]
+fn note(text: &str) {
+    eprintln!("bluehook: {text}");
+}
+
+struct Reader {
+    style: Style,
+    json: bool,
+    /// The id of the last item that was printed.
+    last: Option<String>,
+}
+
+impl Reader {
+    /// Prints what comes, until the stream ends or is cut off.
+    async fn read(&mut self, mut answer: Response<Body>) -> Result<(), Failure> {
+        let mut rest: Vec<u8> = Vec::new();
+        let mut id = None;
+        while let Some(Ok(frame)) = answer.frame().await {
+            rest.extend(frame.into_data().unwrap_or_default());
+            while let Some(at) = rest.iter().position(|&b| b == b'\n') {
+                let line: Vec<u8> = rest.drain(..=at).collect();
+                let line = String::from_utf8_lossy(&line);
+                let line = line.trim_end();
+                if let Some(json) = line.strip_prefix("data: ") {
+                    if self.json {
+                        print(&format!("{json}\n"))?;
+                    } else if let Ok(item) = serde_json::from_str::<StreamItem>(json) {
+                        print(&line_of(&item, self.style))?;
+                    }
+                } else if let Some(next) = line.strip_prefix("id: ") {
+                    id = Some(next.to_owned());
+                } else if line.is_empty() {
+                    // Only now the item is whole.
+                    self.last = id.take().or(self.last.take());
+                }
             }
         }
+        Ok(())
     }
-    Err(Failure::unreachable("the stream ended: bluehook stopped; start it with `bluehook serve`"))
 }
 
 /// `-->` came in, `<--` what a handler made of it.

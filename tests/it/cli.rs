@@ -294,12 +294,13 @@ fn store_check_finds_a_flipped_bit_and_repair_salvages_the_rest() {
 }
 
 #[test]
-fn tail_follows_live() {
-    let server = Server::start(ARCHIVE);
+fn tail_follows_live_and_goes_on_after_a_restart_without_a_gap() {
+    let mut server = Server::start(ARCHIVE);
     let mut child = binary()
         .args(["events", "tail", "--json", "--config"])
         .arg(server.config())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let (sender, seen) = std::sync::mpsc::channel();
@@ -315,6 +316,21 @@ fn tail_follows_live() {
         post(&server, &format!("evt_{n}"), "message.sent");
         seen.try_iter().any(|line| line.contains("evt_")).then_some(())
     });
+    server.kill();
+    server.spawn();
+    for k in 0..20 {
+        post(&server, &format!("after_{k}"), "message.sent");
+    }
+    let mut after = Vec::new();
+    eventually("all that came after the restart", || {
+        let items = seen.try_iter().map(|line| serde_json::from_str::<Value>(&line).unwrap());
+        let events = items.filter(|item| item["kind"] == "event");
+        after.extend(events.map(|e| e["eventId"].as_str().unwrap().to_owned()));
+        after.contains(&"after_19".to_owned()).then_some(())
+    });
+    let wanted: Vec<_> = (0..20).map(|k| format!("after_{k}")).collect();
+    let tail: Vec<_> = after.into_iter().filter(|id| id.starts_with("after_")).collect();
+    assert_eq!(tail, wanted);
     child.kill().unwrap();
     child.wait().unwrap();
 }
