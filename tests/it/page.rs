@@ -63,6 +63,26 @@ fn no_event_writes_to_the_terminal_but_printable_text() {
     assert_eq!(shown.chars().find(steers), None);
 }
 
+/// More events than one answer looks at, the oldest of which holds "the oldest one".
+fn import_old(server: &Server) {
+    let first =
+        json!({ "eventId": "old", "type": "old.first", "data": { "body": "the oldest one" } });
+    assert_eq!(server.client().post_signed(&first.to_string()).unwrap().status, 200);
+    let line =
+        eventually("it is stored", || server.cli_ok(&["export"]).lines().next().map(str::to_owned));
+    let mut line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    line["type"] = json!("old.other");
+    line["payload"] = json!("{}");
+    let mut text = String::new();
+    for n in 0..21_000 {
+        line["eventId"] = json!(format!("old_{n}"));
+        text += &format!("{line}\n");
+    }
+    let file = server.dir.path().join("old.jsonl");
+    std::fs::write(&file, text).unwrap();
+    server.cli_ok(&["import", file.to_str().unwrap()]);
+}
+
 #[test]
 fn a_person_sees_an_event_arrive_opens_it_and_acts_on_it() {
     let status = Arc::new(AtomicU16::new(500));
@@ -72,6 +92,7 @@ fn a_person_sees_an_event_arrive_opens_it_and_acts_on_it() {
         "[schedule]\ndelays = [\"0s\"]\n[[handler]]\nname = \"crm\"\nevents = [\"message.*\"]\nhttp = {{ url = \"{}\" }}\n",
         receiver.url("/crm")
     ));
+    import_old(&server);
     for (n, kind) in ["message.sent", "message.read", "message.failed"].iter().enumerate() {
         let body = event_body(&format!("evt_{n}"), kind, 1);
         assert_eq!(server.client().post_signed(&body).unwrap().status, 200);

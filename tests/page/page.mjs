@@ -71,7 +71,11 @@ await page.waitForFunction(() => {
   return rows.length > 0 && rows.every((r) => r.textContent.includes("message.sent"));
 });
 await by("filter-type").fill("");
+// Behind more events than one answer looks at.
+await by("filter-search").fill("the oldest one");
+await page.waitForFunction(() => document.querySelectorAll("[data-testid=event-row]").length === 1);
 await by("filter-search").fill("seen live");
+await page.locator("[data-testid=event-row]", { hasText: "evt_live" }).waitFor();
 await page.waitForFunction(() => document.querySelectorAll("[data-testid=event-row]").length === 1);
 await by("filter-search").fill("");
 

@@ -18,6 +18,16 @@ export function get(path, params = {}, signal = undefined) {
   return request(`/api/v1/${path}${query.size ? `?${query}` : ""}`, { signal });
 }
 
+/** The first page with something on it. Each answer is of a bounded part of the log; `looking` hears of every other. */
+export async function getUntilFound(path, params, signal, looking) {
+  for (let cursor = params.cursor; ; ) {
+    const page = await get(path, { ...params, cursor }, signal);
+    if (page.items.length || !page.nextCursor) return page;
+    cursor = page.nextCursor;
+    looking();
+  }
+}
+
 export function post(path, body) {
   return postText(path, JSON.stringify(body));
 }

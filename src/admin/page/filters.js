@@ -23,6 +23,11 @@ function instant(local) {
   return Number.isNaN(at.getTime()) ? undefined : at.toISOString();
 }
 
+/** What a list says while nothing was found yet and there is more to look at. */
+export function looking() {
+  return h("p", { class: "hint", role: "status" }, "Nothing yet; looking further back …");
+}
+
 export function isFiltered({ type, status, handler, search, range, source }) {
   return Boolean(type || status || handler || search || range || source);
 }
@@ -34,9 +39,12 @@ export function filterBar({ withStatus, onChange }) {
 
   const set = (name, value) => {
     clearTimeout(typing);
-    const next = { ...params, [name]: value, cursor: undefined };
+    // With what was typed a moment ago in another field.
+    const typed = { search: inputs.search.value.trim(), type: inputs.type.value.trim() };
+    const changes = Object.entries({ ...typed, [name]: value });
+    if (changes.every(([name, value]) => (params[name] ?? "") === value) && !params.cursor) return;
+    const next = { ...params, ...Object.fromEntries(changes), cursor: undefined };
     if (next.range !== "custom") delete next.since, delete next.until;
-    if ((params[name] ?? "") === value && !params.cursor) return;
     params = next;
     show(params);
     onChange(params);

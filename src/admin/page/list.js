@@ -1,9 +1,9 @@
 // The list of events: a page at a time, newest first, new ones on top as they come.
 
-import { get, problem } from "./api.js";
+import { getUntilFound, problem } from "./api.js";
 import { charts } from "./charts.js";
 import { announce, h, replace, throttled } from "./dom.js";
-import { apiParams, filterBar, isFiltered } from "./filters.js";
+import { apiParams, filterBar, isFiltered, looking } from "./filters.js";
 import { plural } from "./format.js";
 import { listen } from "./live.js";
 import { hash, rewrite } from "./route.js";
@@ -46,7 +46,8 @@ export function open(first, { focusSeq }) {
     const begun = performance.now();
     if (!quiet) list.setAttribute("aria-busy", "true");
     try {
-      const page = await get("events", { brief: "true", limit: PAGE, ...apiParams(params) }, mine.signal);
+      const asked = { brief: "true", limit: PAGE, ...apiParams(params) };
+      const page = await getUntilFound("events", asked, mine.signal, () => quiet || replace(note, looking()));
       if (mine.signal.aborted) return;
       arrived = arrived.filter((item) => item.kind === "attempt");
       show(page);

@@ -1,8 +1,8 @@
 // Messages: what all events of each say together.
 
-import { get, problem } from "./api.js";
+import { get, getUntilFound, problem } from "./api.js";
 import { announce, facts, h, replace, throttled } from "./dom.js";
-import { field } from "./filters.js";
+import { field, looking } from "./filters.js";
 import { plural, relative, time } from "./format.js";
 import { listen } from "./live.js";
 import { eventHash, hash, rewrite } from "./route.js";
@@ -27,10 +27,10 @@ export function open(first) {
     with: h("input", { type: "text", autocomplete: "off", spellcheck: "false", placeholder: "+1 555 0100" }),
     status: h("select", { "data-testid": "message-status" }, ["", ...STATES].map((state) => h("option", { value: state }, state || "any"))),
   };
-  for (const [name, input] of Object.entries(inputs)) {
+  for (const input of Object.values(inputs)) {
     input.addEventListener("input", () => {
       clearTimeout(typing);
-      typing = setTimeout(() => set(name, input.value.trim()), input.tagName === "SELECT" ? 0 : TYPING_PAUSE);
+      typing = setTimeout(set, input.tagName === "SELECT" ? 0 : TYPING_PAUSE);
     });
   }
   const list = h("ol", { class: "rows", "aria-label": "Messages, newest event first" });
@@ -43,9 +43,11 @@ export function open(first) {
       field("Text", inputs.search), field("With", inputs.with), field("Status", inputs.status)),
     note, list, h("p", { class: "pager" }, newest, older));
 
-  function set(name, value) {
-    if ((params[name] ?? "") === value) return;
-    params = { ...params, [name]: value, cursor: undefined };
+  // All of them, for whoever types in one field and then quickly in another.
+  function set() {
+    const typed = Object.entries(inputs).map(([name, input]) => [name, input.value.trim()]);
+    if (typed.every(([name, value]) => (params[name] ?? "") === value)) return;
+    params = { ...params, ...Object.fromEntries(typed), cursor: undefined };
     rewrite("messages", params);
     load();
   }
@@ -56,7 +58,8 @@ export function open(first) {
     const begun = performance.now();
     const { search, with: party, status, cursor } = params;
     try {
-      const page = await get("messages", { limit: PAGE, search, with: party, status, cursor }, mine.signal);
+      const asked = { limit: PAGE, search, with: party, status, cursor };
+      const page = await getUntilFound("messages", asked, mine.signal, () => quiet || replace(note, looking()));
       if (mine.signal.aborted) return;
       show(page);
       if (!quiet) announce(page.items.length ? plural(page.items.length, "message") : "No messages");
