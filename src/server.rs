@@ -199,6 +199,18 @@ impl admin::ReplayControl for Steering {
     }
 }
 
+struct Notifying(Arc<Appliance>);
+
+impl admin::Notices for Notifying {
+    fn test(&self) -> BoxFuture<'_, Result<(), admin::NotTold>> {
+        Box::pin(async {
+            let notifier = self.0.notifier.lock().await;
+            let notifier = notifier.as_ref().ok_or(admin::NotTold::NobodyIsTold)?;
+            notifier.test().await.map_err(admin::NotTold::Failed)
+        })
+    }
+}
+
 struct Arrived(Arc<Intake>);
 
 impl admin::Arrivals for Arrived {
@@ -401,6 +413,7 @@ async fn administer(
         store: appliance.store.clone(),
         replay: Arc::new(Steering(appliance.replay.clone())),
         arrivals: Arc::new(Arrived(Arc::clone(&appliance.intake))),
+        notices: Some(Arc::new(Notifying(Arc::clone(&appliance)))),
         door: faces.page.as_ref().map(|(_, door)| Arc::clone(door)),
         config: Arc::new(move || appliance.config()),
         clock,

@@ -81,6 +81,19 @@ pub trait Arrivals: Send + Sync {
     }
 }
 
+/// Who is told that something is wrong, as far as the API can try it.
+pub trait Notices: Send + Sync {
+    /// Sends a notice of type `notice.test`, once.
+    fn test(&self) -> BoxFuture<'_, Result<(), NotTold>>;
+}
+
+/// Why a test notice did not arrive.
+pub enum NotTold {
+    /// There is no `[notify]`.
+    NobodyIsTold,
+    Failed(String),
+}
+
 /// All that the API needs of the rest.
 pub struct AdminContext {
     pub store: Store,
@@ -89,6 +102,8 @@ pub struct AdminContext {
     pub clock: Arc<dyn Clock>,
     pub replay: Arc<dyn ReplayControl>,
     pub arrivals: Arc<dyn Arrivals>,
+    /// `None`: nothing runs.
+    pub notices: Option<Arc<dyn Notices>>,
     /// Where intake listens in fact.
     pub intake: Vec<Listen>,
     /// How the page is signed in to; `None` where it is not served.

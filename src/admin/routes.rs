@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use super::body::{Answer, full, json};
 use super::problem::Problem;
 use super::{
-    AdminContext, activity, change, door, lists, messages, metrics, openapi, query, sample, send,
-    socket, status, stream, transfer, wire,
+    AdminContext, NotTold, activity, change, door, lists, messages, metrics, openapi, query,
+    sample, send, socket, status, stream, transfer, wire,
 };
 use crate::store::audit::Pace;
 
@@ -55,6 +55,7 @@ where
         ["replay" | "trigger" | "import" | "signin"]
         | ["dead", "replay" | "discard"]
         | ["store", "check"]
+        | ["notify", "test"]
         | ["handlers", _, "pause" | "resume"] => Method::POST,
         ["events" | "deliveries" | "dead" | "rejections" | "handlers" | "status" | "export"]
         | ["activity" | "openapi.json" | "messages"]
@@ -108,6 +109,10 @@ where
             let audit = lists::blocking(cx, |store| store.audit(Pace::ON_DEMAND)).await?;
             let report = audit.map_err(Problem::unavailable)?;
             Ok(json(&wire::CheckJson::from(&report)))
+        }
+        ["notify", _] => {
+            test_notice(cx).await?;
+            Ok(json(&serde_json::json!({ "delivered": true })))
         }
         ["handlers", name, verb] => {
             pause(cx, &unescape(name), *verb == "pause").await?;
@@ -175,6 +180,17 @@ where
 async fn pause(cx: &Arc<AdminContext>, name: &str, paused: bool) -> Result<(), Problem> {
     let handler = change::known_handler(cx, name)?;
     cx.replay.set_paused(handler, paused).await.map_err(Problem::append)
+}
+
+async fn test_notice(cx: &AdminContext) -> Result<(), Problem> {
+    let nobody = || Problem::bad("nobody is told of problems: add [notify] to the configuration");
+    match cx.notices.as_ref().ok_or_else(nobody)?.test().await {
+        Ok(()) => Ok(()),
+        Err(NotTold::NobodyIsTold) => Err(nobody()),
+        Err(NotTold::Failed(why)) => {
+            Err(Problem::unavailable(format!("the notice was not delivered: {why}")))
+        }
+    }
 }
 
 /// A link that signs in to the page.

@@ -55,6 +55,7 @@ pub fn context(handlers: &str) -> Arc<AdminContext> {
         clock,
         replay: Arc::new(Still),
         arrivals: Arc::new(Still),
+        notices: None,
         door: None,
         intake: Vec::new(),
         started_at: WALL,

@@ -50,6 +50,7 @@ pub async fn client(common: &Common, command: &Command) -> Result<Client, Failur
         clock,
         replay: Arc::new(Nothing),
         arrivals: Arc::new(Nothing),
+        notices: None,
         door: None,
         intake: Vec::new(),
         started_at,

@@ -9,6 +9,8 @@ use crate::admin::sample::{self, Sample};
 use crate::admin::send::{self, Target};
 use crate::admin::wire::{Answered, TriggerRequest, Triggered};
 
+/// Not an event: what `[notify]` runs is tried.
+const TEST_NOTICE: &str = "notice.test";
 /// As much of an answer as fits beside the rest of a line.
 const ANSWER_CHARS: usize = 160;
 
@@ -22,6 +24,16 @@ pub async fn run(common: &Common, asked: &Trigger) -> Result<(), Failure> {
         duplicate: asked.duplicate,
         bad_signature: asked.bad_signature,
     };
+    if asked.kind == TEST_NOTICE && asked.to.is_none() {
+        let client = Client { socket: settings::socket(common)?, stopped: None };
+        let told: serde_json::Value =
+            client.post("/api/v1/notify/test", &serde_json::Value::Null).await?;
+        return match (common.json, common.quiet) {
+            (true, _) => print_json(&told),
+            (false, true) => Ok(()),
+            (false, false) => print("notice.test was delivered through [notify]\n"),
+        };
+    }
     let target = asked.to.as_deref().map(Target::url).transpose().map_err(Failure::usage)?;
     if !sample::TYPES.contains(&asked.kind.as_str()) && !common.quiet {
         let known = sample::TYPES.join(", ");

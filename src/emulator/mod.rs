@@ -232,6 +232,7 @@ fn admin_context(emulator: &Arc<Emulator>, clock: Arc<dyn Clock>) -> Arc<AdminCo
         clock,
         replay: Arc::new(server::Steering(emulator.replay.clone())),
         arrivals: Arc::new(NothingArrives),
+        notices: None,
         door: None,
         intake: Vec::new(),
         started_at,

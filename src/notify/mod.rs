@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch as channel;
+use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, Timestamp};
@@ -44,6 +44,7 @@ pub struct Setup {
 /// The running watch.
 pub struct Notifier {
     stop: channel::Sender<bool>,
+    tests: mpsc::Sender<Test>,
     task: JoinHandle<()>,
 }
 
@@ -57,7 +58,19 @@ impl Notifier {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let run =
             Run { host: host.trim().to_owned(), setup, watch, pending: Vec::new(), unkept: false };
-        Notifier { stop, task: tokio::spawn(run.until(stopping)) }
+        let (tests, asked) = mpsc::channel(1);
+        Notifier { stop, tests, task: tokio::spawn(run.until(stopping, asked)) }
+    }
+
+    /// Sends one notice of type `notice.test`, whatever `events` says.
+    ///
+    /// # Errors
+    /// Why it was not delivered.
+    pub async fn test(&self) -> Result<(), String> {
+        let (told, hears) = oneshot::channel();
+        let stopping = || "bluehook is stopping".to_owned();
+        self.tests.send(told).await.map_err(|_| stopping())?;
+        hears.await.unwrap_or_else(|_| Err(stopping()))
     }
 
     /// What was not delivered is owed at the next start.
@@ -66,6 +79,9 @@ impl Notifier {
         let _ = self.task.await;
     }
 }
+
+/// Where to say what became of a test notice.
+type Test = oneshot::Sender<Result<(), String>>;
 
 /// A notice until it is delivered or given up.
 struct Pending {
@@ -86,7 +102,7 @@ struct Run {
 }
 
 impl Run {
-    async fn until(mut self, mut stop: channel::Receiver<bool>) {
+    async fn until(mut self, mut stop: channel::Receiver<bool>, mut tests: mpsc::Receiver<Test>) {
         while !*stop.borrow() {
             tokio::select! {
                 _ = stop.changed() => return,
@@ -95,6 +111,14 @@ impl Run {
             tokio::select! {
                 _ = stop.changed() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
+                Some(told) = tests.recv() => {
+                    let outcome = tokio::select! {
+                        _ = stop.changed() => return,
+                        outcome = self.test() => outcome,
+                    };
+                    // Who asked may have gone.
+                    let _ = told.send(outcome);
+                }
             }
         }
     }
@@ -113,7 +137,8 @@ impl Run {
             // In the log, too: for those who set up no handler for this type, and where it fails.
             tracing::warn!("{}", details.text);
             let wall = |time| self.setup.store.wall_of(time);
-            let event = notice::event(&subject, owed, now, wall, &self.setup.source, details);
+            let event =
+                notice::event(Some((&subject, owed)), now, wall, &self.setup.source, details);
             if self.setup.built.filter.matches_kind(&event.new.kind) {
                 let event = Arc::new(event);
                 let due = now.plus(self.schedule().first_delay());
@@ -129,6 +154,25 @@ impl Run {
             }
         }
         self.keep();
+    }
+
+    async fn test(&self) -> Result<(), String> {
+        let text = "this is a test: notices arrive".to_owned();
+        let details = Details { host: self.host.clone(), text, latest: None };
+        let wall = |time| self.setup.store.wall_of(time);
+        let now = self.now();
+        let event = notice::event(None, now, wall, &self.setup.source, details);
+        let call = Call {
+            event: Arc::new(event),
+            message: None,
+            attempt: 1,
+            now: wall(now),
+            deadline: self.setup.notify.handler.timeout,
+        };
+        match self.setup.built.handler.run(call).await.outcome {
+            Outcome::Delivered => Ok(()),
+            failed => Err(failed.reason().unwrap_or_default().to_owned()),
+        }
     }
 
     fn schedule(&self) -> &Schedule {

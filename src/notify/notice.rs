@@ -101,24 +101,28 @@ pub fn text(subject: &Subject, owed: Owed, figures: &Figures) -> String {
     }
 }
 
-/// The times are in schedule time. `source` is that of a configured source, by whose secret it can be signed.
+/// About nothing: a test, to see that notices arrive. The times are in schedule time. `source` is that of a configured source, by whose secret it can be signed.
 pub fn event(
-    subject: &Subject,
-    owed: Owed,
+    about: Option<(&Subject, Owed)>,
     now: Timestamp,
     wall_of: impl Fn(Timestamp) -> Timestamp,
     source: &str,
     details: Details,
 ) -> Event {
     let now = wall_of(now);
-    let kind = format!("notice.{}", subject.name());
-    let id = format!("notice:{subject}:{}", now.0);
+    let (name, id) = about.map_or_else(
+        || ("test", "test".to_owned()),
+        |(subject, _)| (subject.name(), subject.to_string()),
+    );
+    let (kind, id) = (format!("notice.{name}"), format!("notice:{id}:{}", now.0));
     let (mut new, mut total, mut since, mut ended) = (Value::Null, Value::Null, Value::Null, false);
-    match owed {
-        Owed::More { new: n, total: t } => (new, total) = (n.into(), t.into()),
-        Owed::Begun(begun) => since = wall_of(begun).to_rfc3339().into(),
-        Owed::Ended => ended = true,
+    match about.map(|(_, owed)| owed) {
+        Some(Owed::More { new: n, total: t }) => (new, total) = (n.into(), t.into()),
+        Some(Owed::Begun(begun)) => since = wall_of(begun).to_rfc3339().into(),
+        Some(Owed::Ended) => ended = true,
+        None => {}
     }
+    let handler = about.and_then(|(subject, _)| subject.handler()).map(|name| name.as_str());
     let text = match details.host.as_str() {
         "" => details.text,
         host => format!("bluehook on {host}: {}", details.text),
@@ -128,8 +132,8 @@ pub fn event(
         "type": kind,
         "timestamp": now.to_rfc3339(),
         "data": {
-            "subject": subject.name(),
-            "handler": subject.handler().map(|name| name.as_str()),
+            "subject": name,
+            "handler": handler,
             "text": text,
             "host": details.host,
             "ended": ended,

@@ -143,6 +143,34 @@ fn a_disk_that_fills_up_is_told_through_a_program() {
 }
 
 #[test]
+fn a_test_notice_arrives_or_says_why_not() {
+    let well = Arc::new(AtomicBool::new(false));
+    let answer = Arc::clone(&well);
+    let chat = Receiver::start(
+        move |_| if answer.load(Ordering::Relaxed) { (200, "") } else { (404, "") },
+    );
+    let mut server = Server::start("");
+    let nobody = server.cli(&["trigger", "notice.test"]);
+    let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert!(nobody.status.code() == Some(2) && said.contains("add [notify]"), "{said}");
+    server.stop();
+    server.write_config(&format!("{}events = [\"notice.dead\"]\n", notify(&chat)));
+    server.spawn();
+    let refused = server.cli(&["trigger", "notice.test"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        refused.status.code() == Some(1)
+            && said.contains("not delivered: ")
+            && said.contains("404"),
+        "{said}"
+    );
+    well.store(true, Ordering::Relaxed);
+    server.cli_ok(&["trigger", "notice.test"]);
+    assert_eq!(texts(&chat)[1], "this is a test: notices arrive");
+    assert!(server.cli_json(&["events", "list"]).is_empty(), "it is no event");
+}
+
+#[test]
 fn a_fault_in_a_notices_template_is_refused_at_start() {
     let server = Server::stopped(
         "[notify]\nhttp = { url = \"https://chat.example/\", body = \"{{ data.text\" }\n",

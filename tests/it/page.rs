@@ -87,7 +87,7 @@ fn import_old(server: &Server) {
 fn a_person_sees_an_event_arrive_opens_it_and_acts_on_it() {
     let status = Arc::new(AtomicU16::new(500));
     let answers = Arc::clone(&status);
-    let receiver = Receiver::start(move |_| (answers.load(Ordering::Relaxed), "told"));
+    let receiver = Receiver::start(move |_| (answers.load(Ordering::Relaxed), "x-told: yes\r\n"));
     let server = Server::start(&format!(
         "[schedule]\ndelays = [\"0s\"]\n[[handler]]\nname = \"crm\"\nevents = [\"message.*\"]\nhttp = {{ url = \"{}\" }}\n",
         receiver.url("/crm")

@@ -34,7 +34,7 @@ fn the_api_does_what_its_description_says_and_answers_nothing_else() {
     let server = Server::start(
         "[schedule]\ndelays = [\"0s\"]\n[[handler]]\nname = \"fails\"\nevents = [\"message.read\"]\n\
          exec = { command = [\"/bin/false\"] }\n[[handler]]\nname = \"archive\"\nevents = [\"*\"]\n\
-         file = { path = \"{dir}/events\" }\n",
+         file = { path = \"{dir}/events\" }\n[notify]\nfile = { path = \"{dir}/notices\" }\n",
     );
     let mut client = server.client();
     for (n, kind) in
@@ -60,6 +60,6 @@ fn the_api_does_what_its_description_says_and_answers_nothing_else() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     let tested = said.lines().find_map(|line| line.trim().strip_prefix("Tested: "));
-    assert_eq!(tested, Some("22"), "{said}");
+    assert_eq!(tested, Some("23"), "{said}");
     server.cli_ok(&["events", "list"]);
 }
