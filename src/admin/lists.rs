@@ -13,6 +13,7 @@ use super::wire::{
     AnswerJson, ConflictJson, DeliveryItem, DeliveryJson, EventItem, EventJson, PageJson, Preview,
 };
 use super::{AdminContext, AnswerBody};
+use crate::clock::Timestamp;
 use crate::delivery::Seq;
 use crate::event::Event;
 use crate::store::record::ConflictBody;
@@ -72,11 +73,11 @@ fn preview(body: &[u8]) -> Preview {
     Preview { payload_bytes: body.len() as u64, preview }
 }
 
-fn conflict_json(body: ConflictBody) -> ConflictJson {
+fn conflict_json((received_at, body): (Timestamp, ConflictBody)) -> ConflictJson {
     let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
     let headers = body.headers.into_iter().map(|(name, value)| (name, text(value))).collect();
     let (payload, payload_base64) = text_or_base64(&body.body);
-    ConflictJson { headers, payload, payload_base64 }
+    ConflictJson { received_at: received_at.to_rfc3339(), headers, payload, payload_base64 }
 }
 
 fn show_running(cx: &AdminContext, shown: &mut DeliveryJson, stored: &StoredDelivery) {

@@ -76,7 +76,11 @@ pub fn event(item: &EventItem, now: Timestamp, style: Style) -> String {
     }
     for other in &item.conflicts {
         let payload = other.payload.as_deref().or(other.payload_base64.as_deref());
-        text.push_str(&format!("another body: {}\n", escape(payload.unwrap_or_default())));
+        text.push_str(&format!(
+            "another body, received {}: {}\n",
+            escape(&other.received_at),
+            escape(payload.unwrap_or_default())
+        ));
     }
     for d in &event.deliveries {
         let due = d.due_at.as_ref().map(|due| format!(", due {}", relative(due, now)));

@@ -160,7 +160,7 @@ impl Store {
 
     /// The differing bodies that came under the same id.
     #[must_use]
-    pub fn conflicts(&self, seq: Seq) -> Vec<ConflictBody> {
+    pub fn conflicts(&self, seq: Seq) -> Vec<(Timestamp, ConflictBody)> {
         self.read(|view| view.conflicts(seq)).unwrap_or_default()
     }
 

@@ -121,7 +121,7 @@ async fn another_body_under_a_known_id_is_kept_beside_the_first() {
     assert!(store.append_event(other).await.unwrap().is_duplicate());
     settled(&store).await;
     assert!(store.stored_event(seq).unwrap().conflict);
-    assert_eq!(store.conflicts(seq)[0].body, b"other");
+    assert_eq!(store.conflicts(seq)[0].1.body, b"other");
     store.close().await;
 }
 

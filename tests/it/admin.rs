@@ -167,6 +167,7 @@ fn what_an_event_was_answered_and_what_came_besides_it_is_shown() {
     });
     assert_eq!(event["payload"], first);
     assert_eq!(event["conflicts"][0]["payload"], other);
+    assert!(event["conflicts"][0]["receivedAt"].as_str() >= event["receivedAt"].as_str());
     assert_eq!(event["answer"]["status"], 200);
     let seq = event["seq"].as_u64().unwrap();
     assert_eq!(api.get(&format!("/api/v1/events/seq:{seq}"))["eventId"], "18");

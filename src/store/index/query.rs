@@ -235,13 +235,16 @@ impl View<'_> {
         }))
     }
 
-    pub fn conflicts(&self, seq: Seq) -> Result<Vec<ConflictBody>> {
+    /// With when each was received.
+    pub fn conflicts(&self, seq: Seq) -> Result<Vec<(Timestamp, ConflictBody)>> {
         let repeats = self.repeats(seq)?;
         let bodies = repeats.conflicts.into_iter().filter_map(|(record, place)| {
             match self.record(record, place)? {
-                Record::Repeat(r) => r.conflict,
+                Record::Repeat(r) => Some((r.received_at, r.conflict?)),
                 // A second record of the event, from while the index was being rebuilt.
-                Record::Event(e) => Some(ConflictBody { headers: e.headers, body: e.body }),
+                Record::Event(e) => {
+                    Some((e.received_at, ConflictBody { headers: e.headers, body: e.body }))
+                }
                 _ => None,
             }
         });
