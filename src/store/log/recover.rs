@@ -107,6 +107,18 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, LogError
     }
     disk.sync_dir(dir)?;
 
+    let mut high_water = tail.high_water.max(sealed.high_water);
+    if tail.first.is_none()
+        && let Some(before) = sealed.segments.last()
+    {
+        // Of the sealed ones only the times of the first records are known so far. The tail's are later; but it has
+        // nothing but the remains of a write.
+        let first = before.first.map_or(0, |first| first - 1);
+        let found =
+            survey(disk, dir, At { number: before.number, before: first, sealed: true, log_id })?;
+        high_water = high_water.max(found.high_water);
+    }
+
     let damaged = !tail.damage.is_empty();
     let next = tail.last.max(tail.durable) + 1;
     let mut segments = sealed.segments;
@@ -125,7 +137,7 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, LogError
         torn_bytes,
         damage,
         reordered,
-        high_water: tail.high_water.max(sealed.high_water),
+        high_water,
     };
     // Nothing is ever appended to a damaged segment: it stays as it was found.
     let tail = (!damaged).then_some(file);

@@ -124,6 +124,27 @@ fn records_read_back_by_place_and_in_order_over_many_segments() {
     assert_eq!(frames(&scan_all(&disk, 7)).len(), 7, "a scan ends where it is told to");
 }
 
+/// Found by the simulator: after a write that failed right behind a new segment's beginning, schedule time went back to
+/// where the segment before had begun.
+#[test]
+fn the_high_water_mark_is_the_last_records_also_where_the_tail_holds_none() {
+    let (_, disk) = mem();
+    let (mut log, _) = open(&disk);
+    let mut time = 0;
+    while log.segments().len() < 3 {
+        time += 1;
+        log.append(Timestamp(time), 1, &[7; 300]);
+        log.write().unwrap();
+        log.sync().unwrap();
+    }
+    drop(log);
+    let file = disk.open(&seg(3), Open::ReadWrite).unwrap();
+    file.set_len(u64::try_from(HEADER_BYTES).unwrap() + 10).unwrap();
+    drop(file);
+    let (_, report) = open(&disk);
+    assert_eq!(report.high_water, Timestamp(time - 1));
+}
+
 /// Found by reading the code: what a device couldn't read for a moment was taken for damage.
 #[test]
 fn what_cannot_be_read_for_a_moment_is_no_damage() {
