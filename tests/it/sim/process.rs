@@ -185,6 +185,9 @@ impl Process {
             Err(e) => return Ok(Opened::Refused(format!("{e:?}"))),
         };
         let kept = KeptTimeline::resume(before, report.high_water, now);
+        out.tell(|| {
+            format!("  resumes {before:?} at {now:?} behind {:?}: {kept:?}", report.high_water)
+        });
         if before != Some(kept)
             && let Err(e) = files::write_timeline(&**disk, &dir, kept)
         {

@@ -85,7 +85,7 @@ struct Running {
 }
 
 pub struct Replayer {
-    planner: Planner,
+    pub planner: Planner,
     told: Progress,
     /// As the planner knows it.
     epoch: u64,

@@ -257,7 +257,10 @@ impl World {
         let configured = self.out.handlers.iter().filter(|h| h.configured);
         let due = configured.filter_map(next_due).map(|due| due.0 - now.0).min();
         let end = process.replayer.next_end().map(|end| end - self.out.clock.now().boot_ms);
-        due.into_iter().chain(end).min()
+        // What is due waits for its handler's next probe.
+        let circuits = process.replayer.planner.snapshot().into_iter().filter_map(|h| h.circuit);
+        let probe = circuits.map(|open| open.next_probe.0 - now.0).filter(|ms| *ms > 0).min();
+        due.into_iter().chain(end).chain(probe).min()
     }
 
     fn let_time_pass(&mut self) {
