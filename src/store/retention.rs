@@ -140,6 +140,8 @@ struct Plan {
     dropped: Vec<KeptKey>,
     /// Duplicate keys of events dropped earlier: when, and which.
     keys: Vec<(Timestamp, Vec<KeptKey>)>,
+    /// What these take, of `kept_bytes`.
+    keys_bytes: u64,
     /// Duplicate keys that have been kept long enough.
     expired: Vec<DedupKey>,
     /// Conflicting bodies of events that stay.
@@ -153,6 +155,20 @@ struct Plan {
 }
 
 impl Plan {
+    /// Where room is needed, what is known of duplicates may take half of a segment. Rather is the oldest of it
+    /// forgotten than an event refused. Tells how many, and when the newest of them was dropped.
+    fn forget_keys(&mut self, segment_bytes: u64) -> Option<(usize, Timestamp)> {
+        if self.keys_bytes <= segment_bytes / 2 {
+            return None;
+        }
+        let newest = self.keys.iter().map(|(dropped_at, _)| *dropped_at).max()?;
+        let forgotten = std::mem::take(&mut self.keys).into_iter().flat_map(|(_, keys)| keys);
+        let before = self.expired.len();
+        self.expired.extend(forgotten.map(|(key, ..)| key));
+        self.kept_bytes -= std::mem::take(&mut self.keys_bytes);
+        Some((self.expired.len() - before, newest))
+    }
+
     /// These records cannot be read. What is lost with them is said.
     fn damage(
         &mut self,
@@ -242,7 +258,7 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     // Once: an index that was built anew for it is believed.
     let doubts = dropping.doubted != Some(oldest.number);
     let looked = store.read(|view| look(store, view, oldest, last, insists, doubts));
-    let Some(plan) = looked else {
+    let Some(mut plan) = looked else {
         dropping.doubted = Some(oldest.number);
         return Ok(None);
     };
@@ -253,6 +269,7 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     if !pressed && (plan.young || plan.kept_bytes > oldest.bytes / 2) {
         return Ok(None);
     }
+    let forgotten = if pressed { plan.forget_keys(oldest.bytes) } else { None };
     if plan.kept_bytes > oldest.bytes / 10 * 9 {
         store.note_full();
         return Ok(None);
@@ -288,6 +305,13 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
         remove(store, appender, oldest.number).await?;
     }
     *dropping = Dropping { last: oldest.number, ..Dropping::default() };
+    if let Some((keys, dropped_at)) = forgotten {
+        let dropped_at = store.wall_of(dropped_at).to_rfc3339();
+        tracing::warn!(
+            keys,
+            "disk_max is short: duplicates of events dropped before {dropped_at} are taken for new ones; raise it"
+        );
+    }
     tracing::info!(segment = oldest.number, events, kept = plan.kept.len(), "dropped a segment");
     let carried = plan.kept_bytes + KEY_BYTES * events;
     Ok(Some(oldest.bytes.saturating_sub(carried)))
@@ -342,6 +366,7 @@ fn look(
             }
             Record::Keys { dropped_at, keys } if needs.now.since(dropped_at) < retention.dedup => {
                 plan.kept_bytes += u64::from(frame.place.len);
+                plan.keys_bytes += u64::from(frame.place.len);
                 plan.keys.push((dropped_at, keys));
             }
             Record::Snapshot { delivery, .. } if needs.hold(view, delivery.key.event)? => {

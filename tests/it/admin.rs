@@ -76,6 +76,9 @@ fn another_user_is_refused_on_the_socket_whatever_its_file_mode_and_root_is_not(
         .arg("--config")
         .arg(server.config())
         .args(["status"])
+        // For the tests, not for the program.
+        .env_remove("BLUEHOOK_FULL")
+        .env_remove("BLUEHOOK_SEED")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&as_nobody.stderr).into_owned();

@@ -77,6 +77,38 @@ async fn at_the_disk_budget_with_nothing_settled_events_are_refused() {
     store.close().await;
 }
 
+/// Found by the soak of two hours: keys of duplicates had filled the log, and everything was refused for good.
+#[tokio::test]
+async fn what_is_known_of_duplicates_gives_way_before_events_are_refused() {
+    const EVENTS: usize = 150_000;
+    let store = small(Retention { disk_max: 4 * 1024 * 1024, ..KEEP_ALL });
+    let handler = key(1).handler;
+    store.append(Record::HandlerSeen { handler: handler.clone(), from: 1 }).await.unwrap();
+    for n in 0..EVENTS {
+        let taken = store.append_event(event(&format!("e{n}"))).await;
+        assert!(taken.is_ok(), "event {n}: {taken:?}");
+        if n % 250 == 0 {
+            let to = taken.unwrap().seq() + 1;
+            store.append(Record::HandlerMoved { handler: handler.clone(), to }).await.unwrap();
+            settled(&store).await;
+            make_room(&store).await;
+        }
+    }
+    settled(&store).await;
+    make_room(&store).await;
+    let stats = store.stats();
+    assert_eq!(stats.health, Health::Ok);
+    assert!(stats.log_bytes <= 4 * 1024 * 1024, "{}", stats.log_bytes);
+    // The newest are known long after their events are gone; the oldest are not.
+    let first = stats.events;
+    let gone = EVENTS - usize::try_from(first).unwrap() - 1;
+    assert!(store.find(&format!("e{gone}")).is_empty(), "e{gone} is there");
+    let again = store.append_event(event(&format!("e{}", gone - 500))).await.unwrap();
+    assert!(again.is_duplicate(), "of {first} events");
+    assert!(!store.append_event(event("e0")).await.unwrap().is_duplicate());
+    store.close().await;
+}
+
 /// Events `name`0, `name`1, … that fill two segments and more.
 async fn fill(store: &Store, name: &str, outcome: impl Fn(usize) -> (Outcome, State)) {
     store.append(Record::HandlerSeen { handler: key(1).handler, from: 1 }).await.unwrap();
