@@ -1,122 +1,30 @@
 //! Makes room: drops the oldest segment once nothing in it matters any more, or carries the little that
 //! does to the tail first. Never an event that is not settled.
 
-use std::io;
+mod walk;
+
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+pub use walk::spawn;
+
+use super::Store;
 use super::index::KvError;
 use super::index::compact;
 use super::index::query::View;
 use super::log::{Appender, Frame, ScanItem, SegmentInfo};
 use super::record::{self, EventRecord, Record, RepeatRecord};
-use super::{Inner, Store};
 use crate::clock::Timestamp;
 use crate::defect::{self, Defect};
 use crate::delivery::{HandlerName, Seq, State};
 use crate::event::{self, DedupKey};
 
-const CHECK_EVERY: Duration = Duration::from_secs(5);
-/// A walk along the log that wins less is not repeated.
-const WON_MIN: u64 = 1024 * 1024;
 /// After so many failures in a row, five seconds apart, what can't be read is damage.
 const READ_TRIES: u32 = 60;
 /// Keys in one record.
 const KEYS_MAX: usize = 1_000;
 /// What one of them takes there, at most.
 const KEY_BYTES: u64 = 48;
-
-/// Starts the thread, which also keeps an eye on the wall clock. It ends when the store is closed or dropped.
-pub fn spawn(store: &Store) -> io::Result<std::thread::JoinHandle<()>> {
-    let inner = Arc::downgrade(&store.inner);
-    let mut stop = store.inner.stop.subscribe();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    std::thread::Builder::new().name("retention".to_owned()).spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                () = watch_clock(&inner) => {}
-                () = keep_room(&inner) => {}
-                _ = stop.wait_for(|stop| *stop) => {}
-            }
-        });
-    })
-}
-
-async fn watch_clock(inner: &Weak<Inner>) {
-    loop {
-        tokio::time::sleep(CHECK_EVERY).await;
-        let Some(inner) = inner.upgrade() else { return };
-        Store { inner }.keep_timeline();
-    }
-}
-
-async fn keep_room(inner: &Weak<Inner>) {
-    let mut stuck = None;
-    loop {
-        tokio::time::sleep(CHECK_EVERY).await;
-        make_room(inner, &mut stuck).await;
-    }
-}
-
-/// `stuck`: the newest segment when the last run found nothing more to win.
-async fn make_room(inner: &Weak<Inner>, stuck: &mut Option<u32>) {
-    let Some(newest) = inner.upgrade().and_then(|inner| newest(&inner)) else { return };
-    if *stuck == Some(newest) {
-        return;
-    }
-    let mut round = Round { until: newest, won: 0 };
-    while let Some(inner) = inner.upgrade() {
-        let store = Store { inner };
-        match pass(&store).await {
-            Ok(Some(won)) => {
-                round.won += won;
-                let Some(newest) = self::newest(&store.inner) else { return };
-                match round.after(oldest_left(&store), newest) {
-                    Some(next) => round = next,
-                    None => {
-                        *stuck = Some(newest);
-                        store.note_full();
-                        return;
-                    }
-                }
-            }
-            Ok(None) => return,
-            Err(why) => {
-                tracing::warn!(why, "no segment could be dropped; trying again");
-                return;
-            }
-        }
-    }
-}
-
-/// One walk along the log: from its oldest segment to the newest there was.
-#[derive(Debug, PartialEq, Eq)]
-struct Round {
-    until: u32,
-    /// Bytes of what was dropped, less what was carried.
-    won: u64,
-}
-
-impl Round {
-    /// How to go on after a segment was dropped. `None`: what this walk has carried is the oldest now, and
-    /// it won so little that to carry it again would be for nothing.
-    fn after(self, oldest: u32, newest: u32) -> Option<Round> {
-        if oldest <= self.until {
-            return Some(self);
-        }
-        (self.won >= WON_MIN).then_some(Round { until: newest, won: 0 })
-    }
-}
-
-fn newest(inner: &Inner) -> Option<u32> {
-    Some(inner.appender.as_ref()?.segments().last()?.number)
-}
-
-fn oldest_left(store: &Store) -> u32 {
-    let segments = store.inner.appender.as_ref().map(|a| a.segments()).unwrap_or_default();
-    segments.first().map_or(u32::MAX, |s| s.number)
-}
 
 #[derive(Default)]
 pub(super) struct Dropping {
@@ -126,6 +34,25 @@ pub(super) struct Dropping {
     unreadable: u32,
     /// The segment that the index has been doubted for already.
     doubted: Option<u32>,
+    /// Up to this one segments are carried however little that wins: behind them there is more to win.
+    carry_upto: u32,
+}
+
+impl Dropping {
+    /// Segment `last` is gone.
+    fn after(&self, last: u32) -> Dropping {
+        Dropping { last, carry_upto: self.carry_upto, ..Dropping::default() }
+    }
+}
+
+/// What came of looking at the oldest segment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    NotDue,
+    /// Room is needed, and nothing may go.
+    Futile,
+    /// It is gone; so many bytes were won.
+    Dropped(u64),
 }
 
 /// A duplicate key with the hash of its body and the event's number.
@@ -155,6 +82,11 @@ struct Plan {
 }
 
 impl Plan {
+    /// What dropping the segment writes to the tail.
+    fn carried_bytes(&self) -> u64 {
+        self.kept_bytes + KEY_BYTES * self.dropped.len() as u64
+    }
+
     /// Where room is needed, what is known of duplicates may take half of a segment. Rather is the oldest of it
     /// forgotten than an event refused. Tells how many, and when the newest of them was dropped.
     fn forget_keys(&mut self, segment_bytes: u64) -> Option<(usize, Timestamp)> {
@@ -221,9 +153,10 @@ impl Plan {
     }
 }
 
-/// Drops the oldest segment if that is due; tells how much was won, in bytes.
-pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
-    let Some(appender) = &store.inner.appender else { return Ok(None) };
+/// Drops the oldest segment if that is due. `looks_ahead`: where it has to be carried nearly whole, what
+/// lies behind it is looked at too.
+pub(super) async fn pass(store: &Store, looks_ahead: bool) -> Result<Pass, String> {
+    let Some(appender) = &store.inner.appender else { return Ok(Pass::NotDue) };
     let mut dropping = store.inner.dropping.lock().await;
     let retention = &store.inner.options.retention;
     let mut segments = appender.segments();
@@ -241,18 +174,18 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     }
     let oldest = segments.first().filter(|s| s.sealed).copied();
     let Some(oldest) = oldest.filter(|_| pressed || retention.delivered.is_some()) else {
-        return Ok(None);
+        return Ok(Pass::NotDue);
     };
     let (Some(first), Some(last)) = (oldest.first, oldest.last) else {
         // Nothing in it can be read; it is kept aside.
         appender.mark_damaged(oldest.number);
         remove(store, appender, oldest.number).await?;
-        *dropping = Dropping { last: oldest.number, ..Dropping::default() };
-        return Ok(Some(oldest.bytes));
+        *dropping = dropping.after(oldest.number);
+        return Ok(Pass::Dropped(oldest.bytes));
     };
     let progress = *store.inner.index.progress().borrow();
     if !progress.caught_up || progress.applied < last {
-        return Ok(None);
+        return Ok(Pass::NotDue);
     }
     let insists = dropping.unreadable >= READ_TRIES;
     // Once: an index that was built anew for it is believed.
@@ -260,19 +193,23 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     let looked = store.read(|view| look(store, view, oldest, last, insists, doubts));
     let Some(mut plan) = looked else {
         dropping.doubted = Some(oldest.number);
-        return Ok(None);
+        return Ok(Pass::NotDue);
     };
     if plan.unreadable {
         dropping.unreadable = dropping.unreadable.saturating_add(1);
-        return Ok(None);
+        return Ok(Pass::NotDue);
     }
     if !pressed && (plan.young || plan.kept_bytes > oldest.bytes / 2) {
-        return Ok(None);
+        return Ok(Pass::NotDue);
     }
     let forgotten = if pressed { plan.forget_keys(oldest.bytes) } else { None };
-    if plan.kept_bytes > oldest.bytes / 10 * 9 {
-        store.note_full();
-        return Ok(None);
+    if !is_worthwhile(plan.kept_bytes, oldest.bytes) && oldest.number > dropping.carry_upto {
+        let behind = segments.get(1..).filter(|_| looks_ahead).unwrap_or_default();
+        let Some(upto) = worthwhile_upto(store, &plan, oldest, behind) else {
+            store.note_full();
+            return Ok(Pass::Futile);
+        };
+        dropping.carry_upto = upto;
     }
     if plan.damaged {
         appender.mark_damaged(oldest.number);
@@ -295,7 +232,7 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     });
     if still_settled != Some(true) {
         // Someone replayed one of them meanwhile.
-        return Ok(None);
+        return Ok(Pass::NotDue);
     }
     snapshots(&tail, &plan).await?;
     let events = plan.dropped.len() as u64;
@@ -304,7 +241,7 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
     if !defect::has(Defect::EarlyDrop) {
         remove(store, appender, oldest.number).await?;
     }
-    *dropping = Dropping { last: oldest.number, ..Dropping::default() };
+    *dropping = dropping.after(oldest.number);
     if let Some((keys, dropped_at)) = forgotten {
         let dropped_at = store.wall_of(dropped_at).to_rfc3339();
         tracing::warn!(
@@ -313,8 +250,40 @@ pub(super) async fn pass(store: &Store) -> Result<Option<u64>, String> {
         );
     }
     tracing::info!(segment = oldest.number, events, kept = plan.kept.len(), "dropped a segment");
-    let carried = plan.kept_bytes + KEY_BYTES * events;
-    Ok(Some(oldest.bytes.saturating_sub(carried)))
+    Ok(Pass::Dropped(oldest.bytes.saturating_sub(plan.carried_bytes())))
+}
+
+fn is_worthwhile(carried: u64, bytes: u64) -> bool {
+    carried <= bytes / 10 * 9
+}
+
+/// The first segment with which dropping all of them from the oldest on wins enough for what it writes.
+fn worthwhile_upto(
+    store: &Store,
+    plan: &Plan,
+    oldest: SegmentInfo,
+    behind: &[SegmentInfo],
+) -> Option<u32> {
+    let (mut carried, mut bytes) = (plan.kept_bytes, oldest.bytes);
+    for segment in behind.iter().filter(|s| s.sealed) {
+        bytes += segment.bytes;
+        if let Some(last) = segment.last {
+            let applied = store.inner.index.progress().borrow().applied;
+            if applied < last || *store.inner.stop.borrow() {
+                return None;
+            }
+            let mut plan = store.read(|view| look(store, view, *segment, last, false, false))?;
+            if plan.unreadable {
+                return None;
+            }
+            plan.forget_keys(segment.bytes);
+            carried += plan.carried_bytes();
+        }
+        if is_worthwhile(carried, bytes) {
+            return Some(segment.number);
+        }
+    }
+    None
 }
 
 async fn remove(store: &Store, appender: &Appender, segment: u32) -> Result<(), String> {
