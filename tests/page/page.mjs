@@ -39,7 +39,8 @@ function watched(page) {
   page.on("request", (r) => {
     if (!r.url().startsWith(origin) && !r.url().startsWith("data:")) wrong.push(`it loads ${r.url()}`);
   });
-  page.setDefaultTimeout(20_000);
+  // A busy machine is slow, not wrong.
+  page.setDefaultTimeout(60_000);
   return page;
 }
 
