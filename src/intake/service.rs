@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::header::HeaderMap;
@@ -123,15 +124,13 @@ async fn take(
     append(intake, event, share, by).await
 }
 
-async fn append(intake: &Arc<Intake>, event: NewEvent, share: Share, by: Instant) -> Answer {
-    let store = intake.store.clone();
-    // A task of its own: neither the deadline nor a sender that hangs up takes back what is half
-    // written; the sender's retry is then a duplicate.
-    let appended = tokio::spawn(async move {
-        let _held_until_stored = share;
-        store.append_event(event).await
-    });
-    let reason = match tokio::time::timeout_at(by, appended).await {
+async fn append(intake: &Intake, event: NewEvent, share: Share, by: Instant) -> Answer {
+    // Whether the deadline passes or the sender hangs up: what is on its way into the log gets there, and the
+    // sender's retry is then a duplicate.
+    let appended = std::panic::AssertUnwindSafe(intake.store.append_event(event)).catch_unwind();
+    let appended = tokio::time::timeout_at(by, appended).await;
+    drop(share);
+    let reason = match appended {
         Ok(Ok(Ok(receipt))) => return Answer::Stored(receipt),
         Ok(Ok(Err(error))) => Reason::Store(error),
         Ok(Err(_)) => Reason::Crashed,

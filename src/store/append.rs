@@ -1,13 +1,14 @@
 //! What is written.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::dedup::Seen;
+use super::dedup::{Dedup, Seen};
 use super::index::keys::CONFLICTS_MAX;
-use super::log::{Appender, Priority, Receipt};
+use super::log::{Appender, Priority, Receipt, Told};
 use super::record::{self, ConflictBody, EventRecord, Record, RepeatRecord};
 use super::{AppendError, Store};
 use crate::delivery::{HandlerName, Seq};
@@ -15,6 +16,35 @@ use crate::event::{DedupKey, NewEvent, body_hash, dedup_key};
 
 /// How long an event may wait for the index to come up. The sender gives up after 5 s.
 const INDEX_WITHIN: Duration = Duration::from_secs(2);
+
+/// Settles the key on the appender's thread, whether or not the caller still waits.
+struct FirstCopy {
+    dedup: Arc<Dedup>,
+    key: DedupKey,
+    tell: Option<oneshot::Sender<Result<Receipt, AppendError>>>,
+}
+
+impl FirstCopy {
+    fn settle(&mut self, result: Result<Receipt, AppendError>) {
+        if let Some(tell) = self.tell.take() {
+            self.dedup.settle(&self.key, result.map(|receipt| receipt.seq()));
+            // The caller may have given up.
+            _ = tell.send(result);
+        }
+    }
+}
+
+impl Told for FirstCopy {
+    fn hear(mut self: Box<Self>, result: Result<Receipt, AppendError>) {
+        self.settle(result);
+    }
+}
+
+impl Drop for FirstCopy {
+    fn drop(&mut self) {
+        self.settle(Err(AppendError::Closed));
+    }
+}
 
 impl Store {
     fn appender(&self) -> Result<&Appender, AppendError> {
@@ -49,9 +79,9 @@ impl Store {
         }
         match seen {
             Seen::First => self.append_first(appender, key, event).await,
-            Seen::Writing { body_hash, settled } => {
-                let first = settled.await.unwrap_or(Err(AppendError::Closed))?;
-                self.repeat(appender, first, event, body_hash != hash).await
+            Seen::Writing(settled) => {
+                let (seq, body_hash) = settled.await.unwrap_or(Err(AppendError::Closed))?;
+                self.repeat(appender, seq, event, body_hash != hash).await
             }
             Seen::Durable { body_hash, seq } => {
                 self.repeat(appender, seq, event, body_hash != hash).await
@@ -75,13 +105,8 @@ impl Store {
             return Err(AppendError::Full);
         }
         let (kind, payload) = record::encode(&Record::Event(EventRecord::from(event)));
-        let done = appender.submit_durable(kind, payload, Priority::Event);
-        tokio::spawn(async move {
-            let result = done.await.unwrap_or(Err(AppendError::Closed));
-            dedup.settle(&key, result.map(|receipt| receipt.seq()));
-            // The caller may have given up.
-            _ = tell.send(result);
-        });
+        let told_first = FirstCopy { dedup, key, tell: Some(tell) };
+        appender.submit_telling(kind, payload, Priority::Event, Box::new(told_first));
         told.await.unwrap_or(Err(AppendError::Closed))
     }
 

@@ -11,7 +11,7 @@ use super::index::KvError;
 use super::index::query::View;
 use super::log::Frame;
 use super::record::Record;
-use super::{Inner, Store};
+use super::{Inner, Store, background};
 use crate::event;
 
 /// After a start, so that it does not compete with catching up.
@@ -40,7 +40,7 @@ pub(super) fn spawn(store: &Store) -> io::Result<std::thread::JoinHandle<()>> {
     let inner = Arc::downgrade(&store.inner);
     let mut stop = store.inner.stop.subscribe();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
+    background::spawn("audit", move || {
         let mut wait = FIRST_AFTER;
         loop {
             let stopped = runtime.block_on(async {

@@ -1,5 +1,6 @@
-//! The quick duplicate check: events on their way into the index, in memory. One lock covers the map and
-//! the look-up in the index, so that no copy slips between them.
+//! The quick duplicate check: events on their way into the index, in memory. Whoever comes first with a key
+//! claims it, and only then looks it up in the index: there everything is found that the map no longer holds, and
+//! copies that come meanwhile wait for the claim's end. So nobody waits for the disk under the lock.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,7 +17,11 @@ const AHEAD_MAX: usize = 100_000;
 /// Room that is kept once most of it is empty again.
 const ROOM_KEPT: usize = 4_096;
 
-pub type Settled = Result<Seq, AppendError>;
+/// The hash of an event's body.
+type BodyHash = [u8; 8];
+
+/// The event and the hash of its body, once they are durable.
+pub type Settled = Result<(Seq, BodyHash), AppendError>;
 
 #[derive(Default)]
 pub struct Dedup {
@@ -24,7 +29,7 @@ pub struct Dedup {
 }
 
 struct Ahead {
-    body_hash: [u8; 8],
+    body_hash: BodyHash,
     state: FirstCopy,
 }
 
@@ -42,9 +47,9 @@ pub enum Seen {
     /// New: the caller appends it, and then says so with [`Dedup::settle`].
     First,
     /// The first copy is being written.
-    Writing { body_hash: [u8; 8], settled: oneshot::Receiver<Settled> },
+    Writing(oneshot::Receiver<Settled>),
     /// The first copy is durable.
-    Durable { body_hash: [u8; 8], seq: Seq },
+    Durable { body_hash: BodyHash, seq: Seq },
     /// Too many are on their way.
     Busy,
 }
@@ -58,46 +63,68 @@ impl Dedup {
     pub fn enter(
         &self,
         key: DedupKey,
-        body_hash: [u8; 8],
-        in_index: impl FnOnce() -> Option<(Seq, [u8; 8])>,
+        body_hash: BodyHash,
+        in_index: impl FnOnce() -> Option<(Seq, BodyHash)>,
     ) -> Seen {
+        let claimed = self.claim(key, body_hash);
+        if matches!(claimed, Seen::First | Seen::Busy)
+            && let Some((seq, body_hash)) = in_index()
+        {
+            if matches!(claimed, Seen::First) {
+                self.give_up(&key, (seq, body_hash));
+            }
+            return Seen::Durable { body_hash, seq };
+        }
+        claimed
+    }
+
+    fn claim(&self, key: DedupKey, body_hash: BodyHash) -> Seen {
         let mut ahead = self.lock();
         let full = ahead.len() >= AHEAD_MAX;
         match ahead.entry(key) {
             Entry::Occupied(mut e) => {
-                let first = e.get_mut();
-                let body_hash = first.body_hash;
-                match &mut first.state {
-                    FirstCopy::Durable(seq) => Seen::Durable { body_hash, seq: *seq },
+                let Ahead { body_hash, state } = e.get_mut();
+                match state {
+                    FirstCopy::Durable(seq) => Seen::Durable { body_hash: *body_hash, seq: *seq },
                     FirstCopy::Writing(waiting) | FirstCopy::Applied(waiting) => {
                         let (tell, settled) = oneshot::channel();
                         waiting.push(tell);
-                        Seen::Writing { body_hash, settled }
+                        Seen::Writing(settled)
                     }
                 }
             }
-            Entry::Vacant(e) => match in_index() {
-                Some((seq, body_hash)) => Seen::Durable { body_hash, seq },
-                None if full => Seen::Busy,
-                None => {
-                    e.insert(Ahead { body_hash, state: FirstCopy::Writing(Vec::new()) });
-                    Seen::First
-                }
-            },
+            Entry::Vacant(_) if full => Seen::Busy,
+            Entry::Vacant(e) => {
+                e.insert(Ahead { body_hash, state: FirstCopy::Writing(Vec::new()) });
+                Seen::First
+            }
+        }
+    }
+
+    /// The key was in the index already.
+    fn give_up(&self, key: &DedupKey, first: (Seq, BodyHash)) {
+        let claim = self.lock().remove(key);
+        let waiting = claim.map(|claim| match claim.state {
+            FirstCopy::Writing(waiting) | FirstCopy::Applied(waiting) => waiting,
+            FirstCopy::Durable(_) => Vec::new(),
+        });
+        for tell in waiting.into_iter().flatten() {
+            // Whoever gave up waiting needs no answer.
+            _ = tell.send(Ok(first));
         }
     }
 
     /// The append of the first copy came to its end.
-    pub fn settle(&self, key: &DedupKey, result: Settled) {
+    pub fn settle(&self, key: &DedupKey, result: Result<Seq, AppendError>) {
         let mut ahead = self.lock();
-        let waiting = match ahead.remove(key) {
+        let (body_hash, waiting) = match ahead.remove(key) {
             Some(Ahead { body_hash, state: FirstCopy::Writing(waiting) }) => {
                 if let Ok(seq) = result {
                     ahead.insert(*key, Ahead { body_hash, state: FirstCopy::Durable(seq) });
                 }
-                waiting
+                (body_hash, waiting)
             }
-            Some(Ahead { state: FirstCopy::Applied(waiting), .. }) => waiting,
+            Some(Ahead { body_hash, state: FirstCopy::Applied(waiting) }) => (body_hash, waiting),
             Some(durable) => {
                 ahead.insert(*key, durable);
                 return;
@@ -107,7 +134,7 @@ impl Dedup {
         drop(ahead);
         for tell in waiting {
             // Whoever gave up waiting needs no answer.
-            _ = tell.send(result);
+            _ = tell.send(result.map(|seq| (seq, body_hash)));
         }
     }
 
@@ -138,7 +165,7 @@ mod tests {
     const KEY: DedupKey = [1; 16];
     const BODY: [u8; 8] = [2; 8];
 
-    fn nothing() -> Option<(Seq, [u8; 8])> {
+    fn nothing() -> Option<(Seq, BodyHash)> {
         None
     }
 
@@ -146,10 +173,10 @@ mod tests {
     fn copies_in_flight_hear_when_the_first_is_durable() {
         let dedup = Dedup::default();
         assert!(matches!(dedup.enter(KEY, BODY, nothing), Seen::First));
-        let Seen::Writing { mut settled, .. } = dedup.enter(KEY, BODY, nothing) else { panic!() };
+        let Seen::Writing(mut settled) = dedup.enter(KEY, BODY, nothing) else { panic!() };
         assert!(settled.try_recv().is_err());
         dedup.settle(&KEY, Ok(5));
-        assert_eq!(settled.try_recv().unwrap(), Ok(5));
+        assert_eq!(settled.try_recv().unwrap(), Ok((5, BODY)));
         assert!(matches!(dedup.enter(KEY, BODY, nothing), Seen::Durable { seq: 5, .. }));
     }
 
@@ -157,7 +184,7 @@ mod tests {
     fn a_failed_append_is_forgotten_so_that_a_retry_is_stored() {
         let dedup = Dedup::default();
         assert!(matches!(dedup.enter(KEY, BODY, nothing), Seen::First));
-        let Seen::Writing { mut settled, .. } = dedup.enter(KEY, BODY, nothing) else { panic!() };
+        let Seen::Writing(mut settled) = dedup.enter(KEY, BODY, nothing) else { panic!() };
         dedup.settle(&KEY, Err(AppendError::Failed));
         assert_eq!(settled.try_recv().unwrap(), Err(AppendError::Failed));
         assert!(matches!(dedup.enter(KEY, BODY, nothing), Seen::First));
@@ -169,9 +196,33 @@ mod tests {
         let index = || Some((5, BODY));
         assert!(matches!(dedup.enter(KEY, BODY, nothing), Seen::First));
         dedup.applied([KEY]);
-        assert!(matches!(dedup.enter(KEY, BODY, index), Seen::Writing { .. }));
+        assert!(matches!(dedup.enter(KEY, BODY, index), Seen::Writing(_)));
         dedup.settle(&KEY, Ok(5));
         assert!(matches!(dedup.enter(KEY, BODY, index), Seen::Durable { seq: 5, .. }));
         assert!(dedup.lock().is_empty());
+    }
+    #[test]
+    fn copies_of_an_event_in_the_index_wait_for_the_look_up_and_hear_of_the_body_there() {
+        let dedup = Dedup::default();
+        let mut copy = None;
+        let looked_up = || {
+            copy = Some(dedup.enter(KEY, [3; 8], nothing));
+            Some((5, BODY))
+        };
+        let first = dedup.enter(KEY, [3; 8], looked_up);
+        assert!(matches!(first, Seen::Durable { seq: 5, body_hash: BODY }));
+        let Some(Seen::Writing(mut settled)) = copy else { panic!() };
+        assert_eq!(settled.try_recv().unwrap(), Ok((5, BODY)));
+        assert!(dedup.lock().is_empty());
+    }
+
+    #[test]
+    fn an_event_in_the_index_is_known_even_where_too_many_are_on_their_way() {
+        let dedup = Dedup::default();
+        for n in 0..AHEAD_MAX as u128 {
+            assert!(matches!(dedup.enter(n.to_be_bytes(), BODY, nothing), Seen::First));
+        }
+        assert!(matches!(dedup.enter(KEY, BODY, nothing), Seen::Busy));
+        assert!(matches!(dedup.enter(KEY, BODY, || Some((5, BODY))), Seen::Durable { .. }));
     }
 }

@@ -409,7 +409,8 @@ impl Indexer {
                     }
                 }
             }
-            if !idle && wait == IDLE_WAIT {
+            let warming = core.kv.warm()?;
+            if wait == IDLE_WAIT && (warming || !idle) {
                 continue;
             }
             if (1..SMALL_STEP_RECORDS).contains(&records) {

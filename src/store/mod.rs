@@ -5,6 +5,7 @@
 
 mod append;
 pub mod audit;
+mod background;
 pub mod check;
 pub mod dedup;
 pub mod disk;

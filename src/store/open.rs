@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
+use super::background;
 use super::dedup::Dedup;
 use super::disk::Disk;
 use super::index::compact;
@@ -123,10 +124,7 @@ impl Store {
             holes_max: compact::holes_max(options.retention.disk_max),
             stop: stop.subscribe(),
         };
-        let indexing = std::thread::Builder::new()
-            .name("index".to_owned())
-            .spawn(move || indexer.run())
-            .map_err(|e| other(&e))?;
+        let indexing = background::spawn("index", move || indexer.run()).map_err(|e| other(&e))?;
         let store = Store {
             inner: Arc::new(Inner {
                 options,

@@ -21,6 +21,8 @@ use crate::event::{self, DedupKey};
 
 /// After so many failures in a row, five seconds apart, what can't be read is damage.
 const READ_TRIES: u32 = 60;
+/// Events of a segment may be settled at any time. Reading it takes a Pi seconds.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Keys in one record.
 const KEYS_MAX: usize = 1_000;
 /// What one of them takes there, at most.
@@ -36,6 +38,8 @@ pub(super) struct Dropping {
     doubted: Option<u32>,
     /// Up to this one segments are carried however little that wins: behind them there is more to win.
     carry_upto: u32,
+    /// Before that the oldest segment need not be read again, unless room is short.
+    look_at: Option<Timestamp>,
 }
 
 impl Dropping {
@@ -73,8 +77,8 @@ struct Plan {
     expired: Vec<DedupKey>,
     /// Conflicting bodies of events that stay.
     conflicts: Vec<(Seq, RepeatRecord)>,
-    /// There is a settled event that is not old enough to go without need.
-    young: bool,
+    /// When the newest of the settled events came in.
+    newest: Option<Timestamp>,
     /// Something in it is damaged: the file is kept aside.
     damaged: bool,
     /// The disk failed to read it: perhaps only just now.
@@ -85,6 +89,19 @@ impl Plan {
     /// What dropping the segment writes to the tail.
     fn carried_bytes(&self) -> u64 {
         self.kept_bytes + KEY_BYTES * self.dropped.len() as u64
+    }
+
+    /// Without need a segment goes once all that is settled in it is `keep` old, and most of it is settled.
+    /// `None`: now. Without `keep` what is settled goes only for need.
+    fn due_at(&self, bytes: u64, now: Timestamp, keep: Option<Duration>) -> Option<Timestamp> {
+        let old_at = match (self.newest, keep) {
+            (None, _) => now,
+            (Some(newest), Some(keep)) => newest.plus(keep),
+            (Some(_), None) => now.plus(LOOK_AGAIN),
+        };
+        let settled = self.kept_bytes <= bytes / 2;
+        let settled_at = if settled { now } else { now.plus(LOOK_AGAIN) };
+        Some(old_at.max(settled_at)).filter(|at| now < *at)
     }
 
     /// Where room is needed, what is known of duplicates may take half of a segment. Rather is the oldest of it
@@ -146,8 +163,7 @@ impl Plan {
             self.kept_bytes += u64::from(frame.place.len);
             return Ok(());
         }
-        let age = needs.now.since(entry.time);
-        self.young |= needs.delivered.is_none_or(|keep| age < keep);
+        self.newest = self.newest.max(Some(entry.time));
         self.dropped.push((key(), event::body_hash(&event.body), seq));
         Ok(())
     }
@@ -187,6 +203,10 @@ pub(super) async fn pass(store: &Store, looks_ahead: bool) -> Result<Pass, Strin
     if !progress.caught_up || progress.applied < last {
         return Ok(Pass::NotDue);
     }
+    let now = store.inner.timeline.at(store.inner.clock.now());
+    if !pressed && dropping.look_at.is_some_and(|at| now < at) {
+        return Ok(Pass::NotDue);
+    }
     let insists = dropping.unreadable >= READ_TRIES;
     // Once: an index that was built anew for it is believed.
     let doubts = dropping.doubted != Some(oldest.number);
@@ -199,7 +219,8 @@ pub(super) async fn pass(store: &Store, looks_ahead: bool) -> Result<Pass, Strin
         dropping.unreadable = dropping.unreadable.saturating_add(1);
         return Ok(Pass::NotDue);
     }
-    if !pressed && (plan.young || plan.kept_bytes > oldest.bytes / 2) {
+    if !pressed && let Some(at) = plan.due_at(oldest.bytes, now, retention.delivered) {
+        dropping.look_at = Some(at);
         return Ok(Pass::NotDue);
     }
     let forgotten = if pressed { plan.forget_keys(oldest.bytes) } else { None };
@@ -357,7 +378,6 @@ fn look(
 /// What makes an event stay, as of one moment.
 struct Needs {
     now: Timestamp,
-    delivered: Option<Duration>,
     dead: Option<Duration>,
     /// From here on some configured handler has yet to consider what came in.
     unconsidered: Seq,
@@ -373,7 +393,6 @@ impl Needs {
         let cursors = handlers.filter(|(name, _)| waits(name)).filter_map(|(_, h)| h.cursor);
         Ok(Needs {
             now: store.inner.timeline.at(store.inner.clock.now()),
-            delivered: store.inner.options.retention.delivered,
             dead: store.inner.options.retention.dead,
             unconsidered: cursors.min().unwrap_or(Seq::MAX),
             doubts: false,

@@ -42,6 +42,8 @@ pub struct Applier {
     seen_keys: Vec<DedupKey>,
     /// Of events written out since last asked.
     written_keys: Vec<DedupKey>,
+    /// Met before: they are in the index.
+    sources: BTreeSet<String>,
 }
 
 impl Applier {
@@ -54,6 +56,7 @@ impl Applier {
             position,
             seen_keys: vec![],
             written_keys: vec![],
+            sources: BTreeSet::new(),
         }
     }
 
@@ -187,8 +190,9 @@ impl Applier {
         key: &DedupKey,
         body_hash: [u8; 8],
     ) -> Result<(), KvError> {
-        if !self.overlay.has(&keys::source(&entry.source))? {
+        if !self.sources.contains(&entry.source) {
             self.overlay.put(keys::source(&entry.source), &())?;
+            self.sources.insert(entry.source.clone());
         }
         self.overlay.put(keys::event(seq), entry)?;
         if let Some(message) = entry.message {

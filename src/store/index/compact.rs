@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::ids::WithIds;
 use super::keys::{self, META_DENSE, META_EVENTS, META_IDS};
 use super::rebuild::{Home, unless_missing};
 use super::sled::SledKv;
@@ -141,7 +142,7 @@ impl Copy {
         unless_missing(fs::remove_dir_all(self.old())).map_err(error)?;
         fs::rename(&self.of, self.old()).map_err(error)?;
         fs::rename(&self.at, &self.of).map_err(error)?;
-        Ok(Arc::new(SledKv::open(&self.of)?))
+        Ok(Arc::new(WithIds::over(SledKv::open(&self.of)?)?))
     }
 
     fn old(&self) -> PathBuf {

@@ -4,6 +4,7 @@
 
 pub mod apply;
 pub mod compact;
+mod ids;
 pub mod keys;
 mod links;
 pub mod memory;
@@ -62,6 +63,14 @@ pub trait Kv: Send + Sync {
 
     /// On disk.
     fn bytes(&self) -> u64;
+
+    /// Does a little of what makes it quicker. Tells whether there is more to do.
+    ///
+    /// # Errors
+    /// As `get`.
+    fn warm(&self) -> Result<bool, KvError> {
+        Ok(false)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

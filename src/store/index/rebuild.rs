@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::ids::WithIds;
 use super::keys::{self, FORMAT, Position, Session};
 use super::memory::MemoryKv;
 use super::sled::SledKv;
@@ -38,7 +39,7 @@ pub struct OpenIndex {
 impl Home {
     fn open(&self) -> Result<Arc<dyn Kv>, KvError> {
         Ok(match self {
-            Home::Sled(dir) => Arc::new(SledKv::open(dir)?),
+            Home::Sled(dir) => Arc::new(WithIds::over(SledKv::open(dir)?)?),
             Home::Memory(kv) => Arc::new(kv.clone()),
         })
     }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::frame::HEADER_BYTES;
 use super::queue::{Batch, CloseOnDrop, Queue};
+use super::request::{Done, Priority, Request, Told};
 use super::writer::{LogWriter, is_full};
 use super::{Limits, SegmentInfo};
 use crate::clock::{Clock, Timeline, Timestamp};
@@ -47,14 +47,6 @@ impl Receipt {
     }
 }
 
-/// What gives way first when the disk fills up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Priority {
-    Event,
-    /// What is needed to settle the events that are stored, and to make room.
-    Bookkeeping,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum LogHealth {
     #[default]
@@ -73,68 +65,6 @@ pub struct LogProgress {
     pub health: LogHealth,
     /// Why `health` is not `Ok`.
     pub fault: Option<String>,
-}
-
-/// What a batch is made of.
-pub enum Request {
-    Append {
-        kind: u8,
-        payload: Vec<u8>,
-        priority: Priority,
-        done: Done,
-    },
-    /// Records of which none may be in the log without those before it; all or none.
-    Series {
-        epoch: u64,
-        records: Vec<(u8, Vec<u8>)>,
-        /// Told the number of the last.
-        done: Done,
-    },
-    /// Drop the oldest segment.
-    Remove {
-        segment: u32,
-        done: oneshot::Sender<Result<(), AppendError>>,
-    },
-    /// Keep this one aside when it is dropped.
-    Damaged {
-        segment: u32,
-    },
-}
-
-/// When an append counts as done, and who wants to know.
-pub enum Done {
-    Durable(oneshot::Sender<Result<Receipt, AppendError>>),
-    Written(oneshot::Sender<Result<Seq, AppendError>>),
-}
-
-impl Done {
-    fn refuse(self, error: AppendError) {
-        // Whoever gave up waiting needs no answer.
-        match self {
-            Done::Durable(done) => _ = done.send(Err(error)),
-            Done::Written(done) => _ = done.send(Err(error)),
-        }
-    }
-}
-
-impl Request {
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Request::Append { payload, .. } => HEADER_BYTES + payload.len(),
-            Request::Series { records, .. } => {
-                records.iter().map(|(_, payload)| HEADER_BYTES + payload.len()).sum()
-            }
-            Request::Remove { .. } | Request::Damaged { .. } => 0,
-        }
-    }
-
-    pub(super) fn refuse(self, error: AppendError) {
-        match self {
-            Request::Append { done, .. } | Request::Series { done, .. } => done.refuse(error),
-            Request::Remove { done, .. } => _ = done.send(Err(error)),
-            Request::Damaged { .. } => {}
-        }
-    }
 }
 
 pub struct AppenderCore {
@@ -243,6 +173,9 @@ impl AppenderCore {
             }
         }
         self.commit(waiting, room);
+        if removals.is_empty() {
+            return self.reopen_at_once();
+        }
         let mut removed = Vec::new();
         for (segment, done) in removals {
             let result = self.writer.remove_segment(segment).map_err(|error| {
@@ -256,6 +189,11 @@ impl AppenderCore {
         for (done, result) in removed {
             _ = done.send(result);
         }
+        self.reopen_at_once();
+    }
+
+    /// The first try after a fault does not wait.
+    fn reopen_at_once(&mut self) {
         if self.broken.is_some() && self.reopen_after.is_zero() {
             self.reopen();
         }
@@ -266,20 +204,27 @@ impl AppenderCore {
             self.fail(&error, waiting.into_iter().map(|(_, done)| done));
             return;
         }
-        self.publish(room, 0);
-        let mut for_sync = Vec::new();
+        let mut for_sync = Vec::with_capacity(waiting.len());
+        let mut heard = Vec::new();
         for (seq, done) in waiting {
             match done {
-                Done::Written(done) => _ = done.send(Ok(seq)),
+                Done::Written(done) => heard.push((seq, done)),
                 Done::Durable(done) => for_sync.push((seq, done)),
             }
+        }
+        // Every change wakes those who follow: not for what the sync changes in a moment anyway.
+        if for_sync.is_empty() || !heard.is_empty() {
+            self.publish(room, 0);
+        }
+        for (seq, done) in heard {
+            _ = done.send(Ok(seq));
         }
         if for_sync.is_empty() {
             return;
         }
         if defect::has(Defect::EarlyReceipt) {
             for (seq, done) in std::mem::take(&mut for_sync) {
-                _ = done.send(Ok(Receipt { seq, duplicate: false }));
+                done.hear(Ok(Receipt { seq, duplicate: false }));
             }
         }
         if let Err(error) = self.timed_sync() {
@@ -290,7 +235,7 @@ impl AppenderCore {
         // First: who holds a receipt finds the record durable.
         self.publish(room, 0);
         for (seq, done) in for_sync {
-            _ = done.send(Ok(Receipt { seq, duplicate: false }));
+            done.hear(Ok(Receipt { seq, duplicate: false }));
         }
     }
 
@@ -319,9 +264,7 @@ impl AppenderCore {
             Err(error) => self.fail(&error, std::iter::empty()),
         }
         self.publish(self.room(), 0);
-        if self.broken.is_some() && self.reopen_after.is_zero() {
-            self.reopen();
-        }
+        self.reopen_at_once();
     }
 
     /// Tries to go on after a fault. Does nothing where there was none.
@@ -421,10 +364,10 @@ impl AppenderCore {
 
 impl Shared {
     fn publish_segments(&self, writer: &LogWriter) {
-        let segments = writer.segments();
-        let bytes = segments.iter().map(|s| s.bytes).sum();
-        self.log_bytes.store(bytes, Ordering::Relaxed);
-        *self.segments.lock().unwrap_or_else(PoisonError::into_inner) = segments;
+        let mut segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
+        segments.clear();
+        segments.extend(writer.segments());
+        self.log_bytes.store(segments.iter().map(|s| s.bytes).sum(), Ordering::Relaxed);
     }
 }
 
@@ -515,7 +458,8 @@ impl Appender {
         records: Vec<(u8, Vec<u8>)>,
     ) -> Result<Seq, AppendError> {
         let (done, result) = oneshot::channel();
-        self.handle.queue.push(Request::Series { epoch, records, done: Done::Durable(done) });
+        let done = Done::Durable(Box::new(done));
+        self.handle.queue.push(Request::Series { epoch, records, done });
         result.await.unwrap_or(Err(AppendError::Closed)).map(|receipt| receipt.seq())
     }
 
@@ -537,9 +481,20 @@ impl Appender {
         priority: Priority,
     ) -> oneshot::Receiver<Result<Receipt, AppendError>> {
         let (done, result) = oneshot::channel();
-        let done = Done::Durable(done);
-        self.handle.queue.push(Request::Append { kind, payload, priority, done });
+        self.submit_telling(kind, payload, priority, Box::new(done));
         result
+    }
+
+    /// As [`Appender::submit_durable`].
+    pub fn submit_telling(
+        &self,
+        kind: u8,
+        payload: Vec<u8>,
+        priority: Priority,
+        told: Box<dyn Told>,
+    ) {
+        let done = Done::Durable(told);
+        self.handle.queue.push(Request::Append { kind, payload, priority, done });
     }
 
     /// As [`Appender::submit_durable`], for a record that nobody waits to be durable.

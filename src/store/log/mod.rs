@@ -6,6 +6,7 @@ mod order;
 mod queue;
 pub mod reader;
 mod recover;
+pub mod request;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -21,10 +22,11 @@ use crate::delivery::Seq;
 
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
-pub use appender::{Appender, AppenderCore, LogHealth, LogProgress, Priority, Receipt};
+pub use appender::{Appender, AppenderCore, LogHealth, LogProgress, Receipt};
 pub use order::put_in_order;
 pub use queue::Limits;
 pub use reader::{LogReader, Scan, ScanItem};
+pub use request::{Priority, Told};
 pub use writer::LogWriter;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

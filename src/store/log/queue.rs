@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::appender::Request;
 use super::frame::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use super::request::Request;
 use crate::store::AppendError;
 
 const BATCH_BYTES: usize = 1024 * 1024;

@@ -389,10 +389,9 @@ impl LogWriter {
     }
 
     /// Oldest first.
-    #[must_use]
-    pub fn segments(&self) -> Vec<SegmentInfo> {
+    pub fn segments(&self) -> impl Iterator<Item = SegmentInfo> {
         let sealed = self.sealed.iter().map(|s| info(s, true));
-        sealed.chain(self.active_segment()).collect()
+        sealed.chain(self.active_segment())
     }
 
     /// The one that is being written to.

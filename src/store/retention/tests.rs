@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::walk::{self, Pauses};
-use super::{Pass, pass};
+use super::{LOOK_AGAIN, Pass, Plan, pass};
 use crate::clock::{Clock as _, TestClock, Timestamp};
 use crate::config::Retention;
 use crate::delivery::{Delivery, DeliveryKey, HandlerName, Outcome, State};
@@ -381,4 +381,20 @@ async fn a_follow_ups_timer_is_carried_with_its_conversation_and_found_by_a_rebu
     settled(&rebuilt).await;
     assert_eq!(rebuilt.follow_up(&rule, 7), Some(None));
     rebuilt.close().await;
+}
+
+/// Found with a profile: every five seconds the oldest segment was read whole, and nothing in it could go.
+#[test]
+fn a_segment_that_may_not_go_yet_is_left_alone_until_it_may() {
+    let keep = Some(Duration::from_secs(10));
+    let young = Plan { newest: Some(Timestamp(1_000)), ..Plan::default() };
+    assert_eq!(young.due_at(100, Timestamp(5_000), keep), Some(Timestamp(11_000)));
+    assert_eq!(young.due_at(100, Timestamp(11_000), keep), None);
+    let kept = young.due_at(100, Timestamp(11_000), None);
+    assert_eq!(kept, Some(Timestamp(11_000).plus(LOOK_AGAIN)), "kept while there is room");
+    let unsettled = Plan { kept_bytes: 60, ..Plan::default() };
+    assert_eq!(
+        unsettled.due_at(100, Timestamp(5_000), keep),
+        Some(Timestamp(5_000).plus(LOOK_AGAIN))
+    );
 }

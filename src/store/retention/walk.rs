@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::{Pass, pass};
-use crate::store::{Inner, Store};
+use crate::store::{Inner, Store, background};
 
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// A walk along the log that wins less is not repeated at once.
@@ -21,7 +21,7 @@ pub fn spawn(store: &Store) -> io::Result<std::thread::JoinHandle<()>> {
     let inner = Arc::downgrade(&store.inner);
     let mut stop = store.inner.stop.subscribe();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    std::thread::Builder::new().name("retention".to_owned()).spawn(move || {
+    background::spawn("retention", move || {
         runtime.block_on(async {
             tokio::select! {
                 () = watch_clock(&inner) => {}

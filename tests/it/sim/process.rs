@@ -17,7 +17,7 @@ use bluehook::store::index::memory::MemoryKv;
 use bluehook::store::index::query::View;
 use bluehook::store::index::rebuild::LogState;
 use bluehook::store::indexer::{Fault, IndexerCore};
-use bluehook::store::log::appender::{Done, Request};
+use bluehook::store::log::request::{Done, Request};
 use bluehook::store::log::{
     AppenderCore, Limits, LogOptions, LogProgress, LogReader, LogWriter, Priority, Receipt,
 };
@@ -116,7 +116,7 @@ enum Stage {
     First(First),
     /// Its first copy is being written.
     Behind {
-        differs: bool,
+        hash: [u8; 8],
         settled: oneshot::Receiver<Settled>,
     },
     /// A body that differs is being kept.
@@ -284,7 +284,7 @@ impl Process {
         priority: Priority,
     ) -> Ticket<Result<Receipt, AppendError>> {
         let (tell, answer) = oneshot::channel();
-        let ran_in = self.append(record, priority, Done::Durable(tell));
+        let ran_in = self.append(record, priority, Done::Durable(Box::new(tell)));
         Ticket { answer, ran_in }
     }
 
@@ -348,8 +348,8 @@ impl Process {
                 };
                 self.arrivals.push(Arrival { event, key, at: Stage::First(first) });
             }
-            Seen::Writing { body_hash, settled } => {
-                let at = Stage::Behind { differs: body_hash != hash, settled };
+            Seen::Writing(settled) => {
+                let at = Stage::Behind { hash, settled };
                 self.arrivals.push(Arrival { event, key, at });
             }
             Seen::Durable { body_hash, seq } => {
@@ -430,9 +430,9 @@ impl Process {
                 let duplicate = false;
                 out.model.acked.push(Acked { key, seq, body, kept_in: None, duplicate });
             }
-            Stage::Behind { differs, mut settled } => {
-                if let Ok(Ok(first)) = settled.try_recv() {
-                    self.repeat(first, event, key, differs, out);
+            Stage::Behind { hash, mut settled } => {
+                if let Ok(Ok((first, body_hash))) = settled.try_recv() {
+                    self.repeat(first, event, key, body_hash != hash, out);
                 }
             }
             Stage::Keeping { of, mut kept } => {
