@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::events::{PATH, SECRET};
+use crate::events::{SECRET, requests};
 use crate::peers;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -147,13 +147,13 @@ impl Running {
         self.children.clear();
     }
 
-    /// `bluehook serve` once more on the same folder; tells how long until it answered a ping.
+    /// `bluehook serve` once more on the same folder; tells how long until it acknowledged an event.
     pub fn start_bluehook(&mut self, how: &How) -> Duration {
         let begun = Instant::now();
         let child = bluehook_on(&self.dir, how);
         self.children.push(child);
-        let ping = format!("GET {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n");
-        while !answers_200(self.address, &ping) {
+        let event = requests(1, 700).remove(0);
+        while !answers_200(self.address, &event) {
             assert!(begun.elapsed() < Duration::from_secs(60), "bluehook does not start");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -167,11 +167,11 @@ impl Drop for Running {
     }
 }
 
-fn answers_200(address: SocketAddr, request: &str) -> bool {
+fn answers_200(address: SocketAddr, request: &[u8]) -> bool {
     use std::io::{Read as _, Write as _};
     let Ok(mut stream) = TcpStream::connect(address) else { return false };
     let mut start = [0; 12];
-    stream.write_all(request.as_bytes()).is_ok()
+    stream.write_all(request).is_ok()
         && stream.read_exact(&mut start).is_ok()
         && start.ends_with(b"200")
 }

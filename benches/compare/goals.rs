@@ -18,6 +18,7 @@ pub fn ratios(samples: &[Sample]) -> String {
     let p99 = |who: Contestant| median_of(samples, who, BUSY, |s| s.outcome.percentile(0.99));
     let alone = |who: Contestant| median_of(samples, who, ALONE, |s| s.outcome.percentile(0.5));
     let cpu = |who: Contestant| median_of(samples, who, BUSY, cpu_per_100_000);
+    let bytes = |who: Contestant| median_of(samples, who, BUSY, |s| s.written_per_byte);
     let rows = [
         (
             "acks/s, 64 connections: bluehook / ceiling B",
@@ -51,6 +52,7 @@ pub fn ratios(samples: &[Sample]) -> String {
             cpu(Bluehook) / cpu(CeilingB),
             Goal::AtMost(1.4),
         ),
+        ("bytes written for each of an event, 1 handler", bytes(Bluehook1), Goal::AtMost(3.0)),
         (
             "acks/s: bluehook / Express (in memory)",
             rate(Bluehook) / rate(Express),

@@ -13,11 +13,13 @@ mod ceiling;
 mod contestants;
 mod events;
 mod goals;
+mod growth;
 mod load;
 mod measure;
 mod peers;
 mod plot;
 mod rounds;
+mod small;
 
 use clap::{Parser, Subcommand};
 
@@ -35,6 +37,10 @@ struct Args {
 enum Part {
     /// Throughput, latency and cost of every contestant, and the goals (about 20 minutes)
     Peers(rounds::Options),
+    /// What changes as the store grows to millions of events, and how a backlog drains (about 20 minutes)
+    Growth(growth::Options),
+    /// A quarter of a processor, 128 MiB and a slow disk (about 5 minutes; needs root, for cgroups)
+    Small(small::Options),
     /// One of the servers that mark what the machine can do; started by the other parts
     #[command(hide = true)]
     Ceiling(ceiling::Options),
@@ -48,6 +54,8 @@ fn main() {
         Some(Part::Ceiling(options)) => ceiling::serve(&options),
         Some(Part::Receiver { port }) => ceiling::receive(port),
         Some(Part::Peers(options)) => rounds::run(&options),
+        Some(Part::Growth(options)) => growth::run(&options),
+        Some(Part::Small(options)) => small::run(&options),
         None => rounds::run(&rounds::Options::default()),
     }
 }

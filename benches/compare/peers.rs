@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::contestants::Contestant;
+
 const QHOOK_VERSION: &str = "0.6.1";
 
 /// Where what is built, installed, measured and written lies.
@@ -25,16 +27,21 @@ fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare")
 }
 
-pub fn install() {
+pub fn install(contestants: &[Contestant]) {
+    use Contestant::{BullAlways, BullEverysec, Express, Qhook, Webhook};
+    let takes_part = |of: &[Contestant]| of.iter().any(|c| contestants.contains(c));
+    let node = takes_part(&[Express, BullAlways, BullEverysec]);
     let mut missing = vec![];
-    for (program, package) in [
-        ("node", "nodejs"),
-        ("npm", "npm"),
-        ("redis-server", "redis-server"),
-        ("webhook", "webhook"),
-        ("strace", "strace"),
+    for (program, package, wanted) in [
+        ("node", "nodejs", node),
+        ("npm", "npm", node),
+        ("redis-server", "redis-server", takes_part(&[BullAlways, BullEverysec])),
+        ("webhook", "webhook", takes_part(&[Webhook])),
+        ("strace", "strace", true),
     ] {
-        if Command::new("which").arg(program).output().is_ok_and(|o| !o.status.success()) {
+        let there =
+            || Command::new("which").arg(program).output().is_ok_and(|o| o.status.success());
+        if wanted && !there() {
             missing.push(package);
         }
     }
@@ -42,6 +49,18 @@ pub fn install() {
         let update = "[ $(id -u) = 0 ] || sudo=sudo; $sudo apt-get update -qq && $sudo apt-get install -y -qq --no-install-recommends";
         must(Command::new("sh").arg("-c").arg(format!("{update} {}", missing.join(" "))));
     }
+    if node {
+        install_node();
+    }
+    if takes_part(&[Qhook]) && !qhook().exists() {
+        println!("building qhook {QHOOK_VERSION}, once");
+        let mut command = Command::new("cargo");
+        command.args(["install", "--locked", "--quiet", "--version", QHOOK_VERSION, "--root"]);
+        must(command.arg(target().join("qhook")).arg("qhook"));
+    }
+}
+
+fn install_node() {
     let node = target().join("node");
     std::fs::create_dir_all(&node).unwrap();
     for file in ["package.json", "package-lock.json", "express.mjs", "bullmq.mjs"] {
@@ -49,12 +68,6 @@ pub fn install() {
     }
     if !node_modules().exists() {
         must(Command::new("npm").args(["ci", "--silent", "--no-audit"]).current_dir(&node));
-    }
-    if !qhook().exists() {
-        println!("building qhook {QHOOK_VERSION}, once");
-        let mut command = Command::new("cargo");
-        command.args(["install", "--locked", "--quiet", "--version", QHOOK_VERSION, "--root"]);
-        must(command.arg(target().join("qhook")).arg("qhook"));
     }
 }
 

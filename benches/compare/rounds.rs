@@ -70,7 +70,7 @@ pub struct Sample {
     pub cell: Cell,
     pub outcome: Outcome,
     pub cpu_seconds: f64,
-    /// By the processes of the contestant, for each byte of an acknowledged event.
+    /// By the device, for each byte of an acknowledged event, until all is done and synced.
     pub written_per_byte: f64,
     pub peak_mib: f64,
 }
@@ -88,22 +88,27 @@ pub fn measure(running: &Running, contestant: Contestant, cell: Cell, length: Du
     let requests = requests(count, cell.bytes);
     let pids = running.pids();
     measure::forget_peak(&pids);
-    let before = measure::usage(&pids);
+    let written = measure::device_written(&running.dir);
+    let before = measure::cpu_seconds(&pids);
     let outcome = load::run(running.address, &requests, cell.connections, cell.pace, length);
-    let after = measure::usage(&pids);
+    let peak_mib = measure::peak_mib(&pids);
+    // What was put off counts too.
+    measure::await_rest(&pids);
+    let cpu_seconds = measure::cpu_seconds(&pids) - before;
+    let written = measure::device_written(&running.dir) - written;
     let payload = (outcome.latencies.len() * cell.bytes) as f64;
     Sample {
         contestant,
         cell,
-        cpu_seconds: after.cpu_seconds - before.cpu_seconds,
-        written_per_byte: (after.written - before.written) as f64 / payload,
-        peak_mib: measure::peak_mib(&pids),
+        cpu_seconds,
+        written_per_byte: written as f64 / payload,
+        peak_mib,
         outcome,
     }
 }
 
 pub fn run(options: &Options) {
-    peers::install();
+    peers::install(&options.only);
     let length = Duration::from_secs_f64(options.seconds);
     let mut cells = vec![];
     for &bytes in &options.bytes {
@@ -202,7 +207,7 @@ fn table(contestants: &[Contestant], cells: &[Cell], samples: &[Sample]) -> Stri
         }
     }
     text + "\nMedians of the rounds; ±: largest less smallest rate, by the median. CPU: seconds for 100,000 \
-            acknowledgements. Bytes: sent to the device for each byte of an event, until the load ended.\n"
+            acknowledgements. Bytes: taken by the device for each byte of an event. Both until all that was put off is done.\n"
 }
 
 /// Counted in runs of their own: counting costs time.

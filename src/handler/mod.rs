@@ -7,7 +7,7 @@ mod filter;
 mod http;
 mod redact;
 mod scan;
-mod template;
+pub mod template;
 #[cfg(test)]
 mod testing;
 mod tls;

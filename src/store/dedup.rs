@@ -12,8 +12,8 @@ use super::AppendError;
 use crate::delivery::Seq;
 use crate::event::DedupKey;
 
-/// More than this many events ahead of the index, and intake has to wait: about 8 MB.
-const AHEAD_MAX: usize = 100_000;
+/// More than this many events ahead of the index, and intake has to wait: about 9 MB.
+const AHEAD_MAX: usize = 60_000;
 /// Room that is kept once most of it is empty again.
 const ROOM_KEPT: usize = 4_096;
 

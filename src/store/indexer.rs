@@ -27,6 +27,8 @@ const STEP_RECORDS: usize = 2_000;
 const SMALL_STEP_RECORDS: u64 = 256;
 const GATHER: Duration = Duration::from_millis(10);
 const IDLE_WAIT: Duration = Duration::from_millis(500);
+/// After so long without a record the index gives back what it holds in memory.
+const QUIET: Duration = Duration::from_secs(60);
 /// How often the size of the index is looked at.
 const HOLES_CHECK: Duration = Duration::from_secs(5);
 /// After a copy that came to nothing.
@@ -83,6 +85,11 @@ impl IndexerCore {
             damage: Vec::new(),
             failed_reads: 0,
         }
+    }
+
+    #[must_use]
+    pub fn kv(&self) -> &Arc<dyn Kv> {
+        &self.kv
     }
 
     /// What can't be read is damage at once: for a reader who can't wait.
@@ -374,7 +381,7 @@ impl Indexer {
         self.shared.set_kv(Some(index.kv.clone()));
         drop(index);
         let target = log.borrow().durable;
-        let mut unflushed = false;
+        let (mut unflushed, mut unsettled, mut quiet_since) = (false, true, Instant::now());
         let mut look_at = Instant::now() + HOLES_CHECK;
         loop {
             let now = log.borrow_and_update().clone();
@@ -392,7 +399,9 @@ impl Indexer {
             }
             self.after_step(&mut core, &now, target, rebuilds, fault);
             let records = core.applied() - before;
-            unflushed |= records > 0;
+            if records > 0 {
+                (unflushed, unsettled, quiet_since) = (true, true, Instant::now());
+            }
             let idle = core.applied() >= now.durable;
             if *self.stop.borrow() {
                 break;
@@ -424,6 +433,10 @@ impl Indexer {
                     return Err(KvError(why));
                 }
                 () = tokio::time::sleep(wait) => {
+                    if unsettled && quiet_since.elapsed() >= QUIET {
+                        core.kv.settle()?;
+                        (unflushed, unsettled) = (true, false);
+                    }
                     if std::mem::take(&mut unflushed) {
                         core.flush()?;
                     }

@@ -380,8 +380,8 @@ async fn an_audit_finds_damage_that_nobody_reads_and_an_index_that_disagrees() {
     assert_eq!(store.stats().damage, []);
 
     let seq = store.find("e5")[0];
-    kv.apply(vec![(keys::event(seq), None), (keys::id(&dedup_key("bluereplies", "e5")), None)])
-        .unwrap();
+    let id = keys::id(seq, &dedup_key("bluereplies", "e5"));
+    kv.apply(vec![(keys::event(seq), None), (id, None)]).unwrap();
     let epoch = store.progress().borrow().epoch;
     store.audit(Pace::ON_DEMAND).unwrap();
     let mut progress = store.progress();

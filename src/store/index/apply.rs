@@ -1,6 +1,6 @@
 //! From records to batches: the one place where the index changes.
 //!
-//! A step is one atomic batch of at most 64 operations that ends with the position, so a crash leaves
+//! A step is one atomic batch of a limited size that ends with the position, so a crash leaves
 //! a step applied or not. The few records that need more (a dropped segment, kept keys) first write
 //! batches without the position; each of those may be applied again to the same end.
 
@@ -170,7 +170,7 @@ impl Applier {
     fn event(&mut self, at: At, event: &EventRecord) -> Result<(), KvError> {
         let key = event::dedup_key(&event.source, &event.id);
         let body_hash = event::body_hash(&event.body);
-        let known: Option<IdEntry> = self.overlay.get(&keys::id(&key))?;
+        let known = self.overlay.id(&key)?;
         self.seen_keys.push(key);
         match known {
             Some(known) if known.seq != at.seq => {
@@ -178,18 +178,20 @@ impl Applier {
             }
             _ => {
                 let entry = event_entry(at, at.time, event);
-                self.new_event(at.seq, &entry, &key, body_hash)
+                let id = IdEntry { seq: at.seq, body_hash };
+                self.new_event(&entry, &key, &id, known.is_none())
             }
         }
     }
 
     fn new_event(
         &mut self,
-        seq: Seq,
         entry: &EventEntry,
         key: &DedupKey,
-        body_hash: [u8; 8],
+        id: &IdEntry,
+        is_new_key: bool,
     ) -> Result<(), KvError> {
+        let seq = id.seq;
         if !self.sources.contains(&entry.source) {
             self.overlay.put(keys::source(&entry.source), &())?;
             self.sources.insert(entry.source.clone());
@@ -201,10 +203,10 @@ impl Applier {
         if let Some(conversation) = entry.voice() {
             self.overlay.put(keys::link(keys::VOICES, conversation, seq), &())?;
         }
-        if !self.overlay.has(&keys::id(key))? {
+        if is_new_key {
             self.count(keys::META_IDS, |n| n + 1)?;
         }
-        self.overlay.put(keys::id(key), &IdEntry { seq, body_hash })?;
+        self.overlay.put_id(seq, key, id)?;
         self.count(keys::META_EVENTS, |n| n + 1)
     }
 
@@ -243,12 +245,16 @@ impl Applier {
         repeats: u32,
     ) -> Result<(), KvError> {
         let key = event::dedup_key(&event.source, &event.id);
-        let known: Option<IdEntry> = self.overlay.get(&keys::id(&key))?;
+        let known = self.overlay.id(&key)?;
+        let is_new_key = known.is_none();
+        let id = IdEntry { seq, body_hash: event::body_hash(&event.body) };
         if let Some(known) = known.filter(|k| k.seq != seq) {
             // Rebuilding from a log whose first segments are gone, a repeat was taken for the event.
             self.commit()?;
             self.remove_event(known.seq)?;
             self.make_room()?;
+            self.overlay.delete(keys::id(known.seq, &key));
+            self.overlay.put_id(seq, &key, &id)?;
         }
         self.overlay.put(keys::carried(at.place.segment, seq), &())?;
         let entry = EventEntry { record: at.seq, ..event_entry(at, time, event) };
@@ -259,7 +265,7 @@ impl Applier {
             let entry = RepeatEntry { count: repeats, conflicts: Vec::new() };
             self.overlay.put(keys::repeats(seq), &entry)?;
         }
-        self.new_event(seq, &entry, &key, event::body_hash(&event.body))
+        self.new_event(&entry, &key, &id, is_new_key)
     }
 
     /// Of events that are about to go. As long as they are there, so are their keys; when the index is
@@ -268,9 +274,9 @@ impl Applier {
         self.commit()?;
         for (key, body_hash, seq) in kept {
             self.make_room()?;
-            if !self.overlay.has(&keys::event(*seq))? && !self.overlay.has(&keys::id(key))? {
+            if !self.overlay.has(&keys::event(*seq))? && self.overlay.id(key)?.is_none() {
                 let entry = IdEntry { seq: *seq, body_hash: *body_hash };
-                self.overlay.put(keys::id(key), &entry)?;
+                self.overlay.put_id(*seq, key, &entry)?;
                 self.count(keys::META_IDS, |n| n + 1)?;
             }
         }
@@ -282,11 +288,10 @@ impl Applier {
         self.commit()?;
         for key in old {
             self.make_room()?;
-            let entry: Option<IdEntry> = self.overlay.get(&keys::id(key))?;
-            if let Some(entry) = entry
+            if let Some(entry) = self.overlay.id(key)?
                 && !self.overlay.has(&keys::event(entry.seq))?
             {
-                self.overlay.delete(keys::id(key));
+                self.overlay.delete(keys::id(entry.seq, key));
                 self.count(keys::META_IDS, |n| n.saturating_sub(1))?;
             }
         }

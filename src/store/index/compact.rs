@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::ids::WithIds;
+use super::ids::{Ids, WithIds};
 use super::keys::{self, META_DENSE, META_EVENTS, META_IDS};
+use super::packed::Packed;
 use super::rebuild::{Home, unless_missing};
 use super::sled::SledKv;
 use super::{BATCH_OPS_MAX, Kv, KvError};
@@ -15,8 +16,8 @@ use crate::store::disk::{Disk as _, RealDisk};
 /// A copy leaves so much of the disk to the log, beside what it may take itself.
 const SPACE_LEFT_BYTES: u64 = 256 * 1024 * 1024;
 const HOLES_MAX: u64 = 64 * 1024 * 1024;
-const EVENT_BYTES: u64 = 640;
-const ID_BYTES: u64 = 128;
+const EVENT_BYTES: u64 = 200;
+const ID_BYTES: u64 = 60;
 /// The copy only appends; what it has cached serves nobody.
 const CACHE_BYTES: u64 = 1024 * 1024;
 
@@ -24,6 +25,7 @@ const CACHE_BYTES: u64 = 1024 * 1024;
 pub struct Copy {
     of: PathBuf,
     at: PathBuf,
+    ids: Option<Ids>,
 }
 
 /// So much in holes is not worth a copy.
@@ -32,8 +34,7 @@ pub fn holes_max(disk_max: u64) -> u64 {
     (disk_max / 4).min(HOLES_MAX)
 }
 
-/// About what an index without holes takes: measured on disk, an event with two deliveries and a duplicate
-/// key whose event is gone.
+/// About what an index without holes takes: measured on disk, an event without its duplicate key and such a key.
 ///
 /// # Errors
 /// The index is broken.
@@ -46,8 +47,8 @@ pub fn expected_bytes(kv: &dyn Kv) -> Result<u64, KvError> {
     Ok(events.saturating_mul(EVENT_BYTES).saturating_add(ids.saturating_mul(ID_BYTES)))
 }
 
-/// Whether it has grown by half and by more than `holes_max` since it was copied, or half of what it held
-/// is gone.
+/// Whether it has grown by half and by more than `holes_max` since it was copied, and beyond what it should take,
+/// or half of what it held is gone.
 ///
 /// # Errors
 /// The index is broken.
@@ -57,8 +58,10 @@ pub fn is_worthwhile(kv: &dyn Kv, holes_max: u64) -> Result<bool, KvError> {
         None => (0, 0),
     };
     let bytes = kv.bytes();
-    let has_grown = bytes > dense.saturating_add(holes_max.max(dense / 2));
-    let has_emptied = bytes > holes_max && expected_bytes(kv)? < expected / 2;
+    let should_take = expected_bytes(kv)?;
+    let has_grown = bytes > dense.saturating_add(holes_max.max(dense / 2))
+        && bytes > should_take.saturating_add(holes_max.max(should_take / 2));
+    let has_emptied = bytes > holes_max && should_take < expected / 2;
     Ok(has_grown || has_emptied)
 }
 
@@ -70,12 +73,13 @@ impl Home {
     /// The index is broken.
     pub fn copy(&self, kv: &dyn Kv, stop: impl Fn() -> bool) -> Result<Option<Copy>, KvError> {
         let Home::Sled(of) = self else { return Ok(None) };
-        let copy = Copy::of(of);
+        let copy = Copy { ids: kv.ids(), ..Copy::of(of) };
         let free = RealDisk.space(of.parent().unwrap_or(of)).map_or(u64::MAX, |space| space.free);
         if free < kv.bytes().saturating_add(SPACE_LEFT_BYTES) {
             tracing::warn!(free, "no room to compact the index; trying again later");
             return Ok(None);
         }
+        kv.settle()?;
         match copy.fill(kv, stop) {
             Ok(()) => Ok(Some(copy)),
             Err(Failed::Index(error)) => Err(error),
@@ -108,7 +112,7 @@ impl From<KvError> for Failed {
 
 impl Copy {
     fn of(index: &Path) -> Copy {
-        Copy { of: index.to_owned(), at: index.with_extension("copy") }
+        Copy { of: index.to_owned(), at: index.with_extension("copy"), ids: None }
     }
 
     /// Writes it, durably.
@@ -142,7 +146,11 @@ impl Copy {
         unless_missing(fs::remove_dir_all(self.old())).map_err(error)?;
         fs::rename(&self.of, self.old()).map_err(error)?;
         fs::rename(&self.at, &self.of).map_err(error)?;
-        Ok(Arc::new(WithIds::over(SledKv::open(&self.of)?)?))
+        let kv = Packed::over(SledKv::open(&self.of)?)?;
+        Ok(Arc::new(match &self.ids {
+            Some(ids) => WithIds::knowing(kv, ids.clone()),
+            None => WithIds::over(kv)?,
+        }))
     }
 
     fn old(&self) -> PathBuf {

@@ -4,27 +4,31 @@
 //! A Bloom filter over the keys, in memory: what it does not know is not in the index. It takes 10 bits a key, for
 //! 1 wrong "perhaps" in 100, and is filled from the index after every start. A key that leaves the index stays in it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fastbloom::BloomFilter;
 
-use super::keys::{self, IDS};
+use super::keys::{self, IDS, IdEntry};
 use super::{Batch, Kv, KvError, Pair};
+use crate::event::DedupKey;
 
 const BITS_PER_KEY: usize = 10;
 const HASHES: u32 = 7;
-const ROOM_MIN: usize = 64 * 1024;
+const ROOM_MIN: usize = 256 * 1024;
 /// 8 MB. What comes on top makes it wrong more often.
 const ROOM_MAX: usize = 6_400_000;
 /// Keys that are read at once.
-const SLICE: usize = 512;
+const SLICE: usize = 4_096;
 
 pub struct WithIds<K> {
     kv: K,
-    filter: Mutex<Filter>,
+    filter: Ids,
 }
 
-struct Filter {
+/// What is known of an index's duplicate keys: a copy of the index has the same.
+pub type Ids = Arc<Mutex<Filter>>;
+
+pub struct Filter {
     /// Complete, unless `filling` is all there is.
     current: Option<Bounded>,
     /// With more room, and from which key on it still lacks those of the index.
@@ -49,9 +53,32 @@ impl Bounded {
     }
 }
 
-/// The key's own bytes are a hash.
+/// What lies under a duplicate key: it is looked for era by era, from the newest on.
+///
+/// # Errors
+/// The index is broken.
+pub fn find(kv: &dyn Kv, key: &DedupKey) -> Result<Option<IdEntry>, KvError> {
+    let (from, to) = keys::family(IDS);
+    let era_in = |pairs: Vec<Pair>| pairs.first().and_then(|(key, _)| keys::first_number(key));
+    if kv.lacks_id(key) {
+        return Ok(None);
+    }
+    let (Some(oldest), Some(newest)) =
+        (era_in(kv.range(&from, &to, 1)?), era_in(kv.range_back(&from, &to, 1)?))
+    else {
+        return Ok(None);
+    };
+    for era in (oldest..=newest).rev() {
+        if let Some(value) = kv.get(&keys::id_in(era, key))? {
+            return keys::from_value(&value).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// The duplicate key's own bytes are a hash.
 fn hash_of(key: &[u8]) -> u64 {
-    let bytes = key.get(1..9).and_then(|bytes| bytes.try_into().ok());
+    let bytes = key.last_chunk::<16>().and_then(|key| key.first_chunk().copied());
     bytes.map_or(0, u64::from_be_bytes)
 }
 
@@ -99,7 +126,11 @@ impl<K: Kv> WithIds<K> {
         let mut filter = Filter { current: None, filling: None };
         let room = usize::try_from(held.saturating_mul(2)).unwrap_or(ROOM_MAX);
         filter.begin(room.clamp(ROOM_MIN, ROOM_MAX));
-        Ok(WithIds { kv, filter: Mutex::new(filter) })
+        Ok(WithIds::knowing(kv, Arc::new(Mutex::new(filter))))
+    }
+
+    pub fn knowing(kv: K, filter: Ids) -> WithIds<K> {
+        WithIds { kv, filter }
     }
 
     fn filter(&self) -> MutexGuard<'_, Filter> {
@@ -118,6 +149,18 @@ impl<K: Kv> Kv for WithIds<K> {
 
     fn range_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
         self.kv.range_back(from, to, limit)
+    }
+
+    fn lacks_id(&self, key: &DedupKey) -> bool {
+        self.filter().rules_out(key)
+    }
+
+    fn ids(&self) -> Option<Ids> {
+        Some(self.filter.clone())
+    }
+
+    fn settle(&self) -> Result<(), KvError> {
+        self.kv.settle()
     }
 
     fn apply(&self, batch: Batch) -> Result<(), KvError> {
@@ -164,7 +207,7 @@ mod tests {
     use crate::event::dedup_key;
 
     fn id(n: usize) -> Vec<u8> {
-        keys::id(&dedup_key("s", &n.to_string()))
+        keys::id(n as u64 * 9, &dedup_key("s", &n.to_string()))
     }
 
     fn put(kv: &dyn Kv, numbers: std::ops::Range<usize>) {

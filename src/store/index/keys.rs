@@ -11,11 +11,11 @@ use crate::message::REPORTS;
 use crate::store::log::Place;
 
 /// Raised when a key or value changes; an index of another format is rebuilt.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// `l` event → [`EventEntry`]
 pub const EVENTS: u8 = b'l';
-/// `i` duplicate key → [`IdEntry`]
+/// `i` era of the event, duplicate key → [`IdEntry`]
 pub const IDS: u8 = b'i';
 /// `u` event → [`RepeatEntry`]
 pub const REPEATS: u8 = b'u';
@@ -43,6 +43,8 @@ pub const VOICES: u8 = b'v';
 pub const FOLLOW_UPS: u8 = b'w';
 /// `g` segment, event: events carried into a segment
 pub const CARRIED: u8 = b'g';
+/// `j` number → a page of changes to the packed families
+pub const JOURNAL: u8 = b'j';
 /// `m`: what the index knows of itself
 pub const META: u8 = b'm';
 
@@ -265,11 +267,22 @@ pub fn event(seq: Seq) -> Vec<u8> {
     Key::of(EVENTS).number(seq).0
 }
 
+/// Duplicate keys are hashes: see [`link`].
 #[must_use]
-pub fn id(key: &DedupKey) -> Vec<u8> {
-    let mut k = vec![IDS];
+pub fn id(event: Seq, key: &DedupKey) -> Vec<u8> {
+    id_in(era_of(event), key)
+}
+
+#[must_use]
+pub fn id_in(era: u64, key: &DedupKey) -> Vec<u8> {
+    let mut k = Key::of(IDS).number(era).0;
     k.extend_from_slice(key);
     k
+}
+
+#[must_use]
+pub fn journal(number: u64) -> Vec<u8> {
+    Key::of(JOURNAL).number(number).0
 }
 
 #[must_use]
@@ -326,7 +339,12 @@ const EVENTS_PER_ERA: u64 = 1 << 16;
 /// An event under the hash of its message or conversation.
 #[must_use]
 pub fn link(family: u8, hash: u64, event: Seq) -> Vec<u8> {
-    Key::of(family).number(event / EVENTS_PER_ERA).number(hash).number(event).0
+    Key::of(family).number(era_of(event)).number(hash).number(event).0
+}
+
+#[must_use]
+pub fn era_of(event: Seq) -> u64 {
+    event / EVENTS_PER_ERA
 }
 
 /// The first event of the next era.

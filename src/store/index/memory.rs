@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{BATCH_OPS_MAX, Batch, Kv, KvError, Pair};
+use super::{BATCH_OPS_MAX, Batch, Kv, KvError, Pair, weight_of};
 
 #[derive(Default)]
 struct State {
@@ -97,7 +97,7 @@ impl Kv for MemoryKv {
     }
 
     fn apply(&self, batch: Batch) -> Result<(), KvError> {
-        if batch.len() > BATCH_OPS_MAX {
+        if weight_of(&batch) > BATCH_OPS_MAX {
             return Err(KvError(format!("a batch of {} operations", batch.len())));
         }
         let mut state = self.lock();

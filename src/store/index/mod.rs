@@ -9,6 +9,8 @@ pub mod keys;
 mod links;
 pub mod memory;
 mod overlay;
+mod packed;
+mod page;
 pub mod query;
 pub mod rebuild;
 pub mod sled;
@@ -17,8 +19,39 @@ mod tests;
 
 use std::fmt;
 
+use crate::event::DedupKey;
+
 /// The largest batch. Larger ones make sled's memory explode.
 pub const BATCH_OPS_MAX: usize = 64;
+
+/// What keys and values of the packed families take in one batch's operations, so as to be counted among them.
+const PACKED_OP_BYTES: usize = page::PAGE_BYTES / 5 * 4;
+
+/// Whether many pairs of this family lie in one page.
+#[must_use]
+pub fn is_packed(family: u8) -> bool {
+    matches!(family, keys::EVENTS | keys::IDS | keys::MESSAGES | keys::VOICES)
+}
+
+/// Operations in a batch with so many of its own and so many bytes of the packed families.
+#[must_use]
+pub fn weight(plain: usize, packed_bytes: usize) -> usize {
+    plain + packed_bytes.div_ceil(PACKED_OP_BYTES)
+}
+
+/// As [`weight`], of a batch.
+#[must_use]
+pub fn weight_of(batch: &Batch) -> usize {
+    let (mut plain, mut packed_bytes) = (0, 0);
+    for (key, value) in batch {
+        if key.first().is_some_and(|family| is_packed(*family)) {
+            packed_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+        } else {
+            plain += 1;
+        }
+    }
+    weight(plain, packed_bytes)
+}
 
 pub type Pair = (Vec<u8>, Vec<u8>);
 
@@ -43,7 +76,7 @@ pub trait Kv: Send + Sync {
     /// As `get`.
     fn range_back(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, KvError>;
 
-    /// All or nothing, also over a crash. At most [`BATCH_OPS_MAX`] operations.
+    /// All or nothing, also over a crash. At most [`BATCH_OPS_MAX`] operations, as [`weight`] counts them.
     ///
     /// # Errors
     /// As `get`.
@@ -63,6 +96,24 @@ pub trait Kv: Send + Sync {
 
     /// On disk.
     fn bytes(&self) -> u64;
+
+    /// Says for certain that a duplicate key is not in it.
+    fn lacks_id(&self, _key: &DedupKey) -> bool {
+        false
+    }
+
+    /// What it knows of its duplicate keys, if anything.
+    fn ids(&self) -> Option<ids::Ids> {
+        None
+    }
+
+    /// Puts in order what came last. Only for whoever applies.
+    ///
+    /// # Errors
+    /// As `get`.
+    fn settle(&self) -> Result<(), KvError> {
+        Ok(())
+    }
 
     /// Does a little of what makes it quicker. Tells whether there is more to do.
     ///

@@ -1,13 +1,15 @@
 //! Writes that wait for their batch, and reads that see them.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 
-use super::keys::{from_value, to_value};
-use super::{BATCH_OPS_MAX, Kv, KvError};
+use super::keys::{self, IdEntry, from_value, to_value};
+use super::{BATCH_OPS_MAX, Kv, KvError, ids, is_packed, weight};
+use crate::delivery::Seq;
+use crate::event::DedupKey;
 
 struct Write {
     value: Option<Vec<u8>>,
@@ -18,11 +20,15 @@ struct Write {
 pub struct Overlay {
     kv: Arc<dyn Kv>,
     writes: BTreeMap<Vec<u8>, Write>,
+    plain: usize,
+    packed_bytes: usize,
+    /// Of the duplicate keys among the writes.
+    eras: BTreeSet<u64>,
 }
 
 impl Overlay {
     pub fn new(kv: Arc<dyn Kv>) -> Overlay {
-        Overlay { kv, writes: BTreeMap::new() }
+        Overlay { kv, writes: BTreeMap::new(), plain: 0, packed_bytes: 0, eras: BTreeSet::new() }
     }
 
     /// The map below. Ranges are read there, after a [`Overlay::write_out`].
@@ -32,7 +38,7 @@ impl Overlay {
 
     /// Whether `ops` more writes and one on top fit into the batch.
     pub fn has_room(&self, ops: usize) -> bool {
-        self.writes.len() + ops < BATCH_OPS_MAX
+        weight(self.plain, self.packed_bytes) + ops < BATCH_OPS_MAX
     }
 
     pub fn get<T: Decode<()>>(&self, key: &[u8]) -> Result<Option<T>, KvError> {
@@ -49,6 +55,27 @@ impl Overlay {
         }
     }
 
+    /// The event of a duplicate key.
+    pub fn id(&self, key: &DedupKey) -> Result<Option<IdEntry>, KvError> {
+        for era in self.eras.iter().rev() {
+            let write = self.writes.get(&keys::id_in(*era, key));
+            if let Some(value) = write.and_then(|write| write.value.as_deref()) {
+                return from_value(value).map(Some);
+            }
+        }
+        let known = ids::find(&*self.kv, key)?;
+        let is_gone = |entry: &IdEntry| {
+            let write = self.writes.get(&keys::id(entry.seq, key));
+            write.is_some_and(|write| write.value.is_none())
+        };
+        Ok(known.filter(|entry| !is_gone(entry)))
+    }
+
+    pub fn put_id(&mut self, seq: Seq, key: &DedupKey, entry: &IdEntry) -> Result<(), KvError> {
+        self.eras.insert(keys::era_of(seq));
+        self.put(keys::id(seq, key), entry)
+    }
+
     pub fn put(&mut self, key: Vec<u8>, value: &impl Encode) -> Result<(), KvError> {
         self.write(key, to_value(value)?, false);
         Ok(())
@@ -60,7 +87,16 @@ impl Overlay {
         Ok(())
     }
 
+    fn count(&mut self, key: &[u8], value_bytes: usize) {
+        if key.first().is_some_and(|family| is_packed(*family)) {
+            self.packed_bytes += key.len() + value_bytes;
+        } else if !self.writes.contains_key(key) {
+            self.plain += 1;
+        }
+    }
+
     fn write(&mut self, key: Vec<u8>, value: Vec<u8>, fresh: bool) {
+        self.count(&key, value.len());
         match self.writes.entry(key) {
             Entry::Occupied(mut e) => e.get_mut().value = Some(value),
             Entry::Vacant(e) => {
@@ -70,6 +106,7 @@ impl Overlay {
     }
 
     pub fn delete(&mut self, key: Vec<u8>) {
+        self.count(&key, 0);
         match self.writes.entry(key) {
             Entry::Occupied(e) if e.get().fresh => {
                 e.remove();
@@ -84,6 +121,8 @@ impl Overlay {
     /// One batch with all that waits, and `last` behind it.
     pub fn write_out(&mut self, last: Option<(Vec<u8>, Vec<u8>)>) -> Result<(), KvError> {
         let writes = std::mem::take(&mut self.writes);
+        (self.plain, self.packed_bytes) = (0, 0);
+        self.eras.clear();
         let mut batch: Vec<_> = writes.into_iter().map(|(k, w)| (k, w.value)).collect();
         batch.extend(last.map(|(k, v)| (k, Some(v))));
         if batch.is_empty() { Ok(()) } else { self.kv.apply(batch) }

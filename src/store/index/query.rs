@@ -6,7 +6,7 @@ use super::keys::{
     self, BucketEntry, DeliveryEntry, EventEntry, HandlerEntry, IdEntry, PlaceValue, Position,
     RepeatEntry,
 };
-use super::{Kv, KvError};
+use super::{Kv, KvError, ids};
 use crate::clock::Timestamp;
 use crate::delivery::{Attempt, Delivery, DeliveryKey, HandlerName, Seq, State};
 use crate::event::{DedupKey, Event, dedup_key};
@@ -51,7 +51,7 @@ impl View<'_> {
     }
 
     pub fn id(&self, key: &DedupKey) -> Result<Option<IdEntry>> {
-        self.get(&keys::id(key))
+        ids::find(self.kv, key)
     }
 
     pub fn entry(&self, seq: Seq) -> Result<Option<EventEntry>> {

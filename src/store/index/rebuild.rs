@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::ids::WithIds;
 use super::keys::{self, FORMAT, Position, Session};
 use super::memory::MemoryKv;
+use super::packed::Packed;
 use super::sled::SledKv;
 use super::{Kv, KvError};
 use crate::clock::BootId;
@@ -20,6 +21,8 @@ use crate::store::log::LogReader;
 pub enum Home {
     Sled(PathBuf),
     Memory(MemoryKv),
+    /// In memory, in pages as on disk: for the simulator.
+    Pages(MemoryKv),
 }
 
 /// What the log says that an index must agree with.
@@ -37,10 +40,13 @@ pub struct OpenIndex {
 }
 
 impl Home {
-    fn open(&self) -> Result<Arc<dyn Kv>, KvError> {
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(&self) -> Result<Arc<dyn Kv>, KvError> {
         Ok(match self {
-            Home::Sled(dir) => Arc::new(WithIds::over(SledKv::open(dir)?)?),
+            Home::Sled(dir) => Arc::new(WithIds::over(Packed::over(SledKv::open(dir)?)?)?),
             Home::Memory(kv) => Arc::new(kv.clone()),
+            Home::Pages(kv) => Arc::new(WithIds::over(Packed::over(kv.clone())?)?),
         })
     }
 
@@ -52,7 +58,7 @@ impl Home {
                 unless_missing(fs::remove_dir_all(&aside))?;
                 unless_missing(fs::rename(dir, &aside))
             }
-            Home::Memory(kv) => {
+            Home::Memory(kv) | Home::Pages(kv) => {
                 kv.clear();
                 Ok(())
             }

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -18,14 +18,16 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 const CACHE_BYTES: u64 = 2 * 1024 * 1024;
 /// What sled holds back is written by threads of its own, from buffers of 2 MiB each: without a flush in
 /// between, thousands of batches (a dropped segment, a copy) had tens of them in memory at once.
-const BATCHES_PER_FLUSH: u32 = 32;
+const BYTES_PER_FLUSH: usize = 1024 * 1024;
+/// What an operation takes there beside its key and value, about.
+const OP_BYTES: usize = 256;
 /// Pages above a quarter of it would go to `blobs/`, which does not survive power cuts.
 const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 
 pub struct SledKv {
     db: ::sled::Db,
     dir: PathBuf,
-    batches: AtomicU32,
+    unflushed: AtomicUsize,
 }
 
 impl SledKv {
@@ -53,7 +55,7 @@ impl SledKv {
         let db = result
             .recv_timeout(OPEN_WITHIN)
             .map_err(|_| KvError("index: no answer while opening".to_owned()))??;
-        let kv = SledKv { db, dir: dir.to_owned(), batches: AtomicU32::new(0) };
+        let kv = SledKv { db, dir: dir.to_owned(), unflushed: AtomicUsize::new(0) };
         kv.assert_no_blobs()?;
         Ok(kv)
     }
@@ -149,15 +151,21 @@ impl Kv for SledKv {
             return Err(KvError(format!("index: a batch of {} operations", batch.len())));
         }
         let mut ops = ::sled::Batch::default();
+        let mut bytes = 0;
         for (key, value) in batch {
+            bytes += key.len() + value.as_ref().map_or(0, Vec::len) + OP_BYTES;
             match value {
                 Some(value) => ops.insert(key, value),
                 None => ops.remove(key),
             }
         }
         guarded(|| self.db.apply_batch(ops))?;
-        let batches = self.batches.fetch_add(1, Ordering::Relaxed);
-        if batches % BATCHES_PER_FLUSH == BATCHES_PER_FLUSH - 1 { self.flush() } else { Ok(()) }
+        let unflushed = self.unflushed.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if unflushed < BYTES_PER_FLUSH {
+            return Ok(());
+        }
+        self.unflushed.store(0, Ordering::Relaxed);
+        self.flush()
     }
 
     fn flush(&self) -> Result<(), KvError> {

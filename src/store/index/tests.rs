@@ -227,7 +227,10 @@ fn a_dropped_segment_takes_its_events_and_leaves_what_was_carried() {
     assert_eq!(delivery(&kv, &key(2)), Some(state.clone()));
     assert_eq!(delivery(&kv, &key(3)), None);
     assert_eq!(handler_entry(&kv).dead, 1);
-    assert!(kv.get(&keys::id(&kept.0)).unwrap().is_some(), "the duplicate key outlives the event");
+    assert!(
+        kv.get(&keys::id(kept.2, &kept.0)).unwrap().is_some(),
+        "the duplicate key outlives the event"
+    );
 
     // The same from a log whose first segment is gone.
     let rebuilt = MemoryKv::new();
@@ -239,7 +242,7 @@ fn a_dropped_segment_takes_its_events_and_leaves_what_was_carried() {
     assert_eq!(count(&rebuilt, keys::EVENTS), 11);
     assert_eq!(delivery(&rebuilt, &key(2)), Some(state));
     assert_eq!(handler_entry(&rebuilt).dead, 1);
-    assert!(rebuilt.get(&keys::id(&kept.0)).unwrap().is_some());
+    assert!(rebuilt.get(&keys::id(kept.2, &kept.0)).unwrap().is_some());
 }
 
 /// A shortened schedule ends a delivery with an attempt that is not run.

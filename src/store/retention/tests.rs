@@ -308,7 +308,7 @@ async fn an_event_that_the_index_does_not_know_has_it_built_anew_and_stays() {
     fill(&store, "b", delivered).await;
     let waiting = store.find("a3")[0];
     let id = crate::event::dedup_key("bluereplies", "a3");
-    kv.apply(vec![(keys::event(waiting), None), (keys::id(&id), None)]).unwrap();
+    kv.apply(vec![(keys::event(waiting), None), (keys::id(waiting, &id), None)]).unwrap();
     assert!(store.find("a3").is_empty());
 
     let epoch = store.progress().borrow().epoch;

@@ -12,7 +12,8 @@ use bluehook::delivery::Seq;
 use bluehook::event::{DedupKey, NewEvent, body_hash};
 use bluehook::store::dedup::{Dedup, Seen, Settled};
 use bluehook::store::disk::{Disk, MemDisk};
-use bluehook::store::index::keys::{CONFLICTS_MAX, META_SESSION};
+use bluehook::store::index::Kv;
+use bluehook::store::index::keys::{CONFLICTS_MAX, JOURNAL, META_SESSION};
 use bluehook::store::index::memory::MemoryKv;
 use bluehook::store::index::query::View;
 use bluehook::store::index::rebuild::LogState;
@@ -239,8 +240,8 @@ impl Process {
 
     /// Empty-handed while the index is not open, as the store's readers are.
     pub fn read<T>(&self, query: impl FnOnce(&View<'_>) -> T) -> Option<T> {
-        self.index.as_ref()?;
-        Some(query(&View { kv: &self.kv, reader: &self.reader }))
+        let index = self.index.as_ref()?;
+        Some(query(&View { kv: &**index.kv(), reader: &self.reader }))
     }
 
     // --- the appender ---
@@ -330,9 +331,8 @@ impl Process {
     pub fn arrive(&mut self, event: NewEvent, out: &mut Outside) {
         let key = Store::dedup_key_of(&event);
         let hash = body_hash(&event.body);
-        let view = self.index.is_some().then_some(View { kv: &self.kv, reader: &self.reader });
         let seen = self.dedup.enter(key, hash, || {
-            let known = view.and_then(|view| view.id(&key).ok().flatten());
+            let known = self.read(|view| view.id(&key).ok().flatten()).flatten();
             known.map(|known| (known.seq, known.body_hash))
         });
         match seen {
@@ -449,7 +449,7 @@ impl Process {
     fn index(&mut self, out: &mut Outside) -> Check {
         let log = self.log.borrow().clone();
         let Some(index) = &mut self.index else {
-            let home = Home::Memory(self.kv.clone());
+            let home = Home::Pages(self.kv.clone());
             let state = LogState { first: self.first, next: log.durable + 1 };
             let boot_id = self.timeline.boot_id;
             // An error is the disk's: the thread tries again.
@@ -470,6 +470,12 @@ impl Process {
         if out.rng.u8(..) < 40 {
             index.flush().map_err(|e| e.to_string())?;
         }
+        if out.rng.u8(..) < 10 {
+            index.kv().settle().map_err(|e| e.to_string())?;
+        }
+        if out.rng.u8(..) < 60 {
+            index.kv().warm().map_err(|e| e.to_string())?;
+        }
         let applied = index.applied();
         let caught_up = applied >= self.target;
         let epoch = log.epoch;
@@ -487,8 +493,7 @@ impl Process {
 
     /// The index as it would be, had it been built from the log just now, is the index that is there.
     pub fn compare_with_rebuilt(&self, reader: &LogReader) -> Check {
-        let kv = MemoryKv::new();
-        let home = Home::Memory(kv.clone());
+        let home = Home::Pages(MemoryKv::new());
         let state = LogState { first: self.first, next: self.durable() + 1 };
         let index =
             home.open_or_begin(reader, state, self.timeline.boot_id).map_err(|e| e.to_string())?;
@@ -496,12 +501,19 @@ impl Process {
         while core.applied() < self.durable() {
             core.advance(self.durable(), 500).map_err(|e| e.to_string())?;
         }
-        let content = |kv: &MemoryKv| {
-            let mut pairs = kv.dump();
+        let content = |kv: &dyn Kv| {
+            let mut pairs = Vec::new();
+            for family in (0..u8::MAX).filter(|family| *family != JOURNAL) {
+                let found = kv.range(&[family], &[family + 1], usize::MAX);
+                pairs.extend(found.map_err(|e| e.to_string())?);
+            }
             pairs.retain(|(key, _)| key != META_SESSION);
-            pairs
+            Ok::<_, String>(pairs)
         };
-        let (live, built) = (content(&self.kv), content(&kv));
+        let (live, built) = match &self.index {
+            Some(live) => (content(&**live.kv())?, content(&*index.kv)?),
+            None => return Err("there is no index".to_owned()),
+        };
         match live.iter().zip(&built).find(|(a, b)| a != b) {
             None if live.len() == built.len() => Ok(()),
             None => Err(format!("I8: {} keys in the index, rebuilt {}", live.len(), built.len())),

@@ -11,7 +11,6 @@ use bluehook::replay::planner::{DUE_POLL_MS, Input};
 use bluehook::signature::{Policy, Scheme, Secret, sign_hex, verify};
 use bluehook::store::disk::{Call, Disk, Fault, FaultDisk, MemDisk};
 use bluehook::store::index::memory::MemoryKv;
-use bluehook::store::index::query::View;
 use bluehook::store::record::Record;
 
 use super::handlers::{KINDS, SimHandler, handlers};
@@ -513,11 +512,12 @@ impl World {
 
     fn check_everything(&mut self) -> Check {
         let log = self.check_index()?;
-        let view = View { kv: &self.kv, reader: &self.out.reader() };
         let wanted: Vec<Wanted> = (self.out.handlers.iter())
             .map(|h| Wanted { handler: h.plan.name.clone(), kind: h.kind })
             .collect();
-        self.out.model.is_settled(&view, &log, &wanted)
+        let process = self.process.as_ref().ok_or("it does not run")?;
+        let settled = process.read(|view| self.out.model.is_settled(view, &log, &wanted));
+        settled.unwrap_or_else(|| Err("there is no index".to_owned()))
     }
 
     /// Once it has nothing to do, the index is what the log makes it.
@@ -529,7 +529,8 @@ impl World {
         if process.applied() != process.durable() {
             return Err("I8: the index does not catch up".to_owned());
         }
-        self.out.model.audit_index(&View { kv: &self.kv, reader: &reader }, &log)?;
+        let audited = process.read(|view| self.out.model.audit_index(view, &log));
+        audited.unwrap_or_else(|| Err("there is no index".to_owned()))?;
         process.compare_with_rebuilt(&reader)?;
         Ok(log)
     }

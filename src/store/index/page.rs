@@ -1,0 +1,180 @@
+//! Many pairs as one value: sorted, each key without what it shares with the one before.
+
+use bincode::{BorrowDecode, Encode};
+
+use super::KvError;
+
+/// sled copies, rewrites and keeps in memory whole leaves of up to 16 values: larger pages cost memory, smaller ones
+/// time. Measured with a million events: 3,500 bytes 15 MiB more, 1,200 bytes 30 % slower.
+pub const PAGE_BYTES: usize = 2_000;
+const BYTES_MAX: usize = 1024 * 1024;
+
+/// A key and its value; `None`: deleted.
+pub type Change = (Vec<u8>, Option<Vec<u8>>);
+
+#[derive(Encode, BorrowDecode)]
+struct Entry<'a> {
+    shared: u16,
+    rest: &'a [u8],
+    value: Option<&'a [u8]>,
+}
+
+fn layout() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<BYTES_MAX>()
+}
+
+/// Puts pages together from pairs in order.
+#[derive(Default)]
+pub struct Builder {
+    pages: Vec<(Vec<u8>, Vec<u8>)>,
+    bytes: Vec<u8>,
+    first: Vec<u8>,
+    last: Vec<u8>,
+}
+
+impl Builder {
+    /// A page ends where the next pair would make it larger than `bytes_max`.
+    ///
+    /// # Errors
+    /// A key is longer than any can be.
+    pub fn add(
+        &mut self,
+        key: &[u8],
+        value: Option<&[u8]>,
+        bytes_max: usize,
+    ) -> Result<(), KvError> {
+        let len = key.len() + value.map_or(0, <[u8]>::len);
+        if !self.bytes.is_empty() && self.bytes.len() + len > bytes_max {
+            self.end_page();
+        }
+        if self.bytes.is_empty() {
+            self.first = key.to_vec();
+            self.last.clear();
+        }
+        let shared = self.last.iter().zip(key).take_while(|(a, b)| a == b).count();
+        let entry = Entry {
+            shared: u16::try_from(shared).map_err(|e| KvError(format!("a key: {e}")))?,
+            rest: key.get(shared..).unwrap_or_default(),
+            value,
+        };
+        bincode::encode_into_std_write(entry, &mut self.bytes, layout())
+            .map_err(|e| KvError(format!("a page: {e}")))?;
+        self.last.clear();
+        self.last.extend_from_slice(key);
+        Ok(())
+    }
+
+    fn end_page(&mut self) {
+        let first = std::mem::take(&mut self.first);
+        self.pages.push((first, std::mem::take(&mut self.bytes)));
+    }
+
+    /// The first key of each page, and the page.
+    #[must_use]
+    pub fn pages(mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        if !self.bytes.is_empty() {
+            self.end_page();
+        }
+        self.pages
+    }
+}
+
+/// Calls `f` with every pair in order, until it returns `false`.
+///
+/// # Errors
+/// The bytes are no page: the index is damaged.
+pub fn each(page: &[u8], mut f: impl FnMut(&[u8], Option<&[u8]>) -> bool) -> Result<(), KvError> {
+    let damaged = || KvError("a page cannot be read".to_owned());
+    let (mut key, mut rest) = (Vec::with_capacity(32), page);
+    while !rest.is_empty() {
+        let (entry, used) = bincode::borrow_decode_from_slice::<Entry<'_>, _>(rest, layout())
+            .map_err(|_| damaged())?;
+        if usize::from(entry.shared) > key.len() {
+            return Err(damaged());
+        }
+        key.truncate(entry.shared.into());
+        key.extend_from_slice(entry.rest);
+        if !f(&key, entry.value) {
+            return Ok(());
+        }
+        rest = rest.get(used..).ok_or_else(damaged)?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// As [`each`].
+pub fn changes(page: &[u8]) -> Result<Vec<Change>, KvError> {
+    let mut found = Vec::new();
+    each(page, |key, value| {
+        found.push((key.to_vec(), value.map(<[u8]>::to_vec)));
+        true
+    })?;
+    Ok(found)
+}
+
+/// # Errors
+/// As [`each`].
+pub fn get(page: &[u8], wanted: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+    let mut found = None;
+    each(page, |key, value| {
+        if key == wanted {
+            found = value.map(<[u8]>::to_vec);
+        }
+        key < wanted
+    })?;
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(n: u32) -> Vec<Change> {
+        (0..n).map(|n| (n.to_be_bytes().to_vec(), Some(vec![7; 20]))).collect()
+    }
+
+    fn pages(pairs: &[Change], bytes_max: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut builder = Builder::default();
+        for (key, value) in pairs {
+            builder.add(key, value.as_deref(), bytes_max).unwrap();
+        }
+        builder.pages()
+    }
+
+    #[test]
+    fn pages_hold_the_pairs_in_order_and_within_their_size() {
+        let mut pairs = pairs(1_000);
+        pairs[3].1 = None;
+        let pages = pages(&pairs, 500);
+        assert!(pages.len() > 40);
+        let mut read = Vec::new();
+        for (first, page) in &pages {
+            assert!(page.len() <= 500);
+            let held = changes(page).unwrap();
+            assert_eq!(held[0].0, *first);
+            assert_eq!(get(page, first).unwrap(), held[0].1);
+            read.extend(held);
+        }
+        assert_eq!(read, pairs);
+        assert_eq!(get(&pages[0].1, b"absent").unwrap(), None);
+    }
+
+    #[test]
+    fn a_pair_larger_than_a_page_gets_one_of_its_own() {
+        let large = vec![(vec![1], Some(vec![0; 900])), (vec![2], Some(vec![0; 900]))];
+        assert_eq!(pages(&large, 500).len(), 2);
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_no_panic() {
+        let page = pages(&pairs(20), 4_000).remove(0).1;
+        for cut in 1..page.len() {
+            let _ = changes(&page[..cut]);
+            let mut flipped = page.clone();
+            flipped[cut] ^= 0x81;
+            let _ = changes(&flipped);
+        }
+        assert!(changes(&page[..page.len() - 1]).is_err());
+    }
+}
