@@ -5,12 +5,13 @@ use std::convert::Infallible;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -66,10 +67,16 @@ pub fn serve(options: &Options) {
     });
 }
 
-/// Answers 200 to whatever comes.
+/// Answers 200 to whatever comes, and a GET with how many POSTs that were.
 pub fn receive(port: u16) {
+    static RECEIVED: AtomicU64 = AtomicU64::new(0);
     run(port, |request| async {
+        if request.method() == Method::GET {
+            let count = RECEIVED.load(Ordering::Relaxed).to_string();
+            return Response::new(Full::new(count.into()));
+        }
         request.into_body().collect().await.unwrap();
+        RECEIVED.fetch_add(1, Ordering::Relaxed);
         answer(200)
     });
 }

@@ -96,7 +96,7 @@ pub struct Running {
     /// The contestant's own.
     children: Vec<Child>,
     /// What its handlers post to: no part of it.
-    _receiver: Option<Receiver>,
+    receiver: Option<Receiver>,
 }
 
 /// Ends with its owner.
@@ -137,6 +137,19 @@ impl Running {
             child.wait().unwrap();
         }
         self.children.clear();
+    }
+
+    /// What its handlers have posted.
+    pub fn received(&self) -> usize {
+        use std::io::{Read as _, Write as _};
+        let url = &self.receiver.as_ref().unwrap().url;
+        let address = url.trim_start_matches("http://").trim_end_matches('/');
+        let mut stream = TcpStream::connect(address).unwrap();
+        let request = "GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.rsplit("\r\n").next().unwrap().parse().unwrap()
     }
 
     pub fn kill(&mut self) {
@@ -188,8 +201,7 @@ pub fn bluehook(handlers: &str, retention: &str, how: &How) -> Running {
         dir = dir.display(),
     );
     write(dir.join("bluehook.toml"), config).unwrap();
-    let mut running =
-        Running { address, dir, _temporary: temporary, children: vec![], _receiver: receiver };
+    let mut running = Running { address, dir, _temporary: temporary, children: vec![], receiver };
     running.start_bluehook(how);
     running
 }
@@ -296,7 +308,7 @@ pub fn start(contestant: Contestant, how: &How) -> Running {
         Contestant::Bluehook | Contestant::Bluehook1 | Contestant::Bluehook3 => unreachable!(),
     }
     await_port(address);
-    Running { address, dir, _temporary: temporary, children, _receiver: receiver }
+    Running { address, dir, _temporary: temporary, children, receiver }
 }
 
 fn node(how: &How, script: &str, port: &str) -> Command {

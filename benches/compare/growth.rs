@@ -169,11 +169,7 @@ fn drain(backlog: usize, handlers: usize) {
     let (begun, mut left, mut at) = (Instant::now(), backlog * handlers, Instant::now());
     while left > 0 {
         std::thread::sleep(Duration::from_secs(10));
-        let status = status(&running);
-        let behind = status["handlers"].as_array().unwrap().iter();
-        let now: u64 =
-            behind.map(|h| h["behind"].as_u64().unwrap() + h["scheduled"].as_u64().unwrap()).sum();
-        let now = usize::try_from(now).unwrap();
+        let now = (backlog * handlers).saturating_sub(running.received());
         let took = at.elapsed().as_secs_f64();
         at = Instant::now();
         let rate = left.saturating_sub(now) as f64 / took;

@@ -1,6 +1,6 @@
 //! The whole program under load, side by side with what people would use instead and with what the machine can do.
 //!
-//! `cargo bench --bench compare` runs everything; `-- --help` lists the parts. It installs what it needs from Debian,
+//! `cargo bench --bench compare` runs all contestants; `-- --help` lists the other parts. It installs what it needs from Debian,
 //! npm and crates.io. Contestants take turns within each round, so that a slow minute of the machine hits them all.
 #![allow(
     clippy::unwrap_used,
@@ -35,7 +35,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Part {
-    /// Throughput, latency and cost of every contestant, and the goals (about 20 minutes)
+    /// Throughput, latency and cost of every contestant, and the goals (about an hour)
     Peers(rounds::Options),
     /// What changes as the store grows to millions of events, and how a backlog drains (about 20 minutes)
     Growth(growth::Options),
