@@ -104,8 +104,9 @@ impl Store {
             dedup.settle(&key, Err(AppendError::Full));
             return Err(AppendError::Full);
         }
-        let (kind, payload) = record::encode(&Record::Event(EventRecord::from(event)));
+        // From here on the claim ends, whatever happens.
         let told_first = FirstCopy { dedup, key, tell: Some(tell) };
+        let (kind, payload) = record::encode(&Record::Event(EventRecord::from(event)));
         appender.submit_telling(kind, payload, Priority::Event, Box::new(told_first));
         told.await.unwrap_or(Err(AppendError::Closed))
     }

@@ -85,14 +85,19 @@ impl<K: Kv> Packed<K> {
         let mut changes = fresh.pairs.iter().peekable();
         while let Some((key, _)) = changes.peek() {
             let page = self.page_of(key)?;
-            let row = page.as_ref().map_or(*key, |(row, _)| row).clone();
+            let (row, was_there) = match &page {
+                Some((row, _)) => (row.clone(), true),
+                None => ((*key).clone(), false),
+            };
             let end = self.next_page(key)?;
             let old = page.map_or(Ok(Vec::new()), |(_, bytes)| page::changes(&bytes))?;
             let end_of_family = keys::family(row.first().copied().unwrap_or_default()).1;
             let end = end.unwrap_or(end_of_family);
             // A crash may have left in it what has got a page of its own.
             let old = old.into_iter().filter(|(key, _)| *key < end).collect();
-            for op in merged(row, old, &end, &mut changes)? {
+            let (pages, empty) = (merged(&row, old, &end, &mut changes)?, (row, None));
+            let gone = (pages.is_empty() && was_there).then_some(empty);
+            for op in pages.into_iter().chain(gone) {
                 batch.push(op);
                 if batch.len() >= PAGES_PER_BATCH {
                     self.kv.apply(std::mem::take(&mut batch))?;
@@ -173,14 +178,13 @@ fn merge<'a>(
     }
 }
 
-/// The operations that turn one page into one that holds what is new up to `end`: it may become several or none.
+/// What the page at `row` becomes with what is new up to `end`: itself, several, or nothing.
 fn merged<'a>(
-    row: Vec<u8>,
+    row: &[u8],
     old: Vec<Change>,
     end: &[u8],
     news: &mut Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>>,
 ) -> Result<Batch, KvError> {
-    let was_there = !old.is_empty();
     let last_old = old.last().map(|(key, _)| key.clone());
     let first_new = news.peek().map(|(key, _)| (*key).clone());
     let mut pairs: BTreeMap<Vec<u8>, Vec<u8>> =
@@ -203,11 +207,9 @@ fn merged<'a>(
         builder.add(key, Some(value), bytes_max)?;
     }
     let mut pages = builder.pages();
-    match pages.first_mut() {
-        // A page keeps its row, from which on it is looked for.
-        Some((first, _)) => *first = row,
-        None if was_there => return Ok(vec![(row, None)]),
-        None => return Ok(Vec::new()),
+    // A page keeps its row, from which on it is looked for.
+    if let Some((first, _)) = pages.first_mut() {
+        *first = row.to_vec();
     }
     // Its own row last: cut off before, what goes elsewhere is still there too.
     Ok(pages.into_iter().rev().map(|(row, page)| (row, Some(page))).collect())

@@ -154,3 +154,22 @@ fn events_in_order_fill_their_pages_and_random_keys_do_not_leave_them_empty() {
     assert!(pages(keys::IDS) > PAGE_BYTES / 2, "{}", pages(keys::IDS));
     assert_eq!(below.dump().iter().filter(|(k, _)| k[0] == JOURNAL).count(), 0);
 }
+
+/// Found by reading: a crash may leave a page that holds nothing any more but what has got a page of its own. Where it
+/// stayed, that came back once the other page went.
+#[test]
+fn a_page_of_which_all_has_moved_away_goes_and_nothing_comes_back_from_it() {
+    let below = MemoryKv::new();
+    let [first, second, moved] = [1, 2, 7].map(|n| key(keys::EVENTS, n));
+    let mut builder = Builder::default();
+    builder.add(&moved, Some(b"old"), PAGE_BYTES).unwrap();
+    let page = builder.pages().remove(0).1;
+    below.apply(vec![(first, Some(page.clone())), (moved.clone(), Some(page))]).unwrap();
+    let kv = Packed::over(below).unwrap();
+    for gone in [second, moved.clone()] {
+        kv.apply(vec![(gone, None)]).unwrap();
+        kv.settle().unwrap();
+    }
+    assert_eq!(kv.get(&moved).unwrap(), None);
+    assert!(all(&kv).is_empty());
+}
