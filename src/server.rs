@@ -22,6 +22,7 @@ use crate::replay::runner::{self, ReplayHandle, RunnerHandler};
 use crate::replay::tally::Tally;
 use crate::store::disk::RealDisk;
 use crate::store::{AppendError, OpenError, Store, StoreOptions};
+use crate::systemd;
 
 /// How long a stop waits for requests under way.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -54,11 +55,16 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, Vec<String>> {
             fault.err().map(|fault| format!("{origin}: {fault}"))
         })
         .collect();
+    let tls = loaded.config.intake.tls.as_ref();
+    let tls = tls.and_then(|tls| intake::Tls::open(tls, &loaded.config.data_dir).err());
     let notify = loaded.config.notify.as_ref().and_then(|notify| {
         with_context(&loaded.config, |context| handler::check(&notify.handler, context)).err()
     });
-    let problems: Vec<String> =
-        problems.into_iter().chain(notify.map(|fault| format!("[notify]: {fault}"))).collect();
+    let problems: Vec<String> = problems
+        .into_iter()
+        .chain(notify.map(|fault| format!("[notify]: {fault}")))
+        .chain(tls)
+        .collect();
     if problems.is_empty() { Ok(loaded) } else { Err(problems) }
 }
 
@@ -234,6 +240,7 @@ impl admin::Arrivals for Arrived {
 struct Appliance {
     store: Store,
     intake: Arc<Intake>,
+    tls: Option<Arc<intake::Tls>>,
     replay: ReplayHandle,
     automations: Automations,
     notifier: tokio::sync::Mutex<Option<Notifier>>,
@@ -293,6 +300,9 @@ impl Appliance {
         }
         self.store.set_active_handlers(names(&loaded.config));
         self.intake.reload(&loaded.config);
+        if let Some(tls) = &self.tls {
+            tls.look();
+        }
         self.replay.reconfigure(handlers).await;
         self.automations.reconfigure(&loaded.config.followups).await;
         self.notify(&loaded.config).await;
@@ -314,6 +324,10 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     };
     let config = Arc::new(loaded.config);
     let handlers = runner_handlers(&config)?;
+    let tls = match &config.intake.tls {
+        Some(tls) => Some(Arc::new(intake::Tls::open(tls, &config.data_dir)?)),
+        None => None,
+    };
     let store = open_store(&config, &clock)?;
     store.set_active_handlers(names(&config));
     let listening = async {
@@ -338,6 +352,7 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     let appliance = Arc::new(Appliance {
         store,
         intake,
+        tls: tls.clone(),
         replay,
         automations,
         notifier: tokio::sync::Mutex::default(),
@@ -346,29 +361,40 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     });
     appliance.notify(&appliance.config()).await;
     let accepting =
-        tokio::spawn(intake::serve(bound, Arc::clone(&appliance.intake), stopping.clone(), DRAIN));
+        intake::serve(bound, tls.clone(), Arc::clone(&appliance.intake), stopping.clone(), DRAIN);
+    let accepting = tokio::spawn(accepting);
+    if let Some(tls) = tls {
+        tokio::spawn(async move { tls.keep().await });
+    }
+    tokio::spawn(systemd::feed_watchdog(appliance.store.clone()));
     let page = faces.page.as_ref().map(|(_, door)| door.address);
     let administering =
         tokio::spawn(administer(faces, Arc::clone(&appliance), clock, addresses.clone(), stopping));
+    let accepts = format!("accepting events on {}", listed(&addresses));
     announce(&appliance.config(), &addresses, options, first_start);
     if let Some(address) = page {
         let verb = verb("debugger", options);
         tracing::info!("debugger page on http://{address}/: sign in with `{verb}`");
     }
 
+    systemd::ready(&accepts);
     while signals.next().await == Wanted::Reload {
+        systemd::reloading();
         appliance.reload(&options.load).await;
+        systemd::ready(&accepts);
     }
     tracing::info!("stopping; a second signal stops at once");
+    systemd::stopping();
     let ending = async {
-        let _ = stop.send(true);
-        let _ = accepting.await;
-        let _ = administering.await;
         if let Some(notifier) = appliance.notifier.lock().await.take() {
             notifier.stop().await;
         }
         appliance.automations.stop().await;
+        // Handlers may take seconds to end. Events are taken in until then: their sender waits 5 s for an answer.
         appliance.replay.stop().await;
+        let _ = stop.send(true);
+        let _ = accepting.await;
+        let _ = administering.await;
         appliance.store.close().await;
     };
     tokio::select! {
@@ -415,6 +441,7 @@ async fn administer(
         arrivals: Arc::new(Arrived(Arc::clone(&appliance.intake))),
         notices: Some(Arc::new(Notifying(Arc::clone(&appliance)))),
         door: faces.page.as_ref().map(|(_, door)| Arc::clone(door)),
+        tls: appliance.tls.is_some(),
         config: Arc::new(move || appliance.config()),
         clock,
         intake: addresses,
@@ -438,13 +465,18 @@ async fn administer(
     );
 }
 
+fn listed(addresses: &[Listen]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// Says where events come in and, on the very first start, how to send one.
 fn announce(config: &Config, addresses: &[Listen], options: &ServeOptions, first_start: bool) {
     for source in &config.sources {
         for address in addresses {
             match address {
                 Listen::Tcp(address) => {
-                    tracing::info!("listening on http://{address}{}", source.path)
+                    let scheme = if config.intake.tls.is_some() { "https" } else { "http" };
+                    tracing::info!("listening on {scheme}://{address}{}", source.path);
                 }
                 Listen::Unix(path) => {
                     tracing::info!("listening on unix:{} for {}", path.display(), source.path);

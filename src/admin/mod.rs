@@ -12,6 +12,7 @@ mod lists;
 mod messages;
 mod metrics;
 mod openapi;
+mod own_tls;
 mod page;
 mod problem;
 mod query;
@@ -106,6 +107,8 @@ pub struct AdminContext {
     pub notices: Option<Arc<dyn Notices>>,
     /// Where intake listens in fact.
     pub intake: Vec<Listen>,
+    /// Whether those of TCP speak TLS.
+    pub tls: bool,
     /// How the page is signed in to; `None` where it is not served.
     pub door: Option<Arc<Door>>,
     pub started_at: Timestamp,

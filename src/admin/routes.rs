@@ -218,7 +218,8 @@ async fn trigger(
     let sample = sample::Sample::build(request, now).map_err(Problem::bad)?;
     let headers =
         sample.headers(&source.signature, now, request.bad_signature).map_err(Problem::bad)?;
-    let target = send::Target::Intake { listen: listen.clone(), path: source.path.clone() };
+    let target =
+        send::Target::Intake { listen: listen.clone(), path: source.path.clone(), tls: cx.tls };
     send::send(&target, request, &sample, &headers).await.map_err(Problem::internal)
 }
 

@@ -10,6 +10,7 @@ use hyper::{Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::own_tls::to_self;
 use super::sample::Sample;
 use super::wire::{Answered, TriggerRequest, Triggered};
 use crate::config::Listen;
@@ -27,6 +28,7 @@ pub enum Target {
     Intake {
         listen: Listen,
         path: String,
+        tls: bool,
     },
     Url(String),
 }
@@ -48,8 +50,8 @@ impl Target {
 
     fn name(&self) -> String {
         match self {
-            Target::Intake { listen: Listen::Tcp(address), path } => {
-                format!("http://{}{path}", reachable(*address))
+            Target::Intake { listen: Listen::Tcp(address), path, tls } => {
+                format!("{}://{}{path}", scheme(*tls), reachable(*address))
             }
             Target::Intake { listen: Listen::Unix(socket), .. } => {
                 format!("unix:{}", socket.display())
@@ -71,7 +73,9 @@ pub async fn send(
 ) -> Result<Triggered, String> {
     let copy = || async {
         match target {
-            Target::Intake { listen, path } => to_listener(listen, path, sample, headers).await,
+            Target::Intake { listen, path, tls } => {
+                to_listener(listen, path, *tls, sample, headers).await
+            }
             Target::Url(url) => to_url(url, sample, headers).await,
         }
     };
@@ -90,6 +94,7 @@ pub async fn send(
 async fn to_listener(
     listen: &Listen,
     path: &str,
+    tls: bool,
     sample: &Sample,
     headers: &Headers,
 ) -> Result<Answered, String> {
@@ -97,10 +102,15 @@ async fn to_listener(
     match listen {
         Listen::Tcp(address) => {
             let address = reachable(*address);
-            let to = format!("http://{address}{path}");
+            let to = format!("{}://{address}{path}", scheme(tls));
             let request = request(path, Some(&address.to_string()), sample, headers)?;
             let sent = within(&to, async {
-                over(tokio::net::TcpStream::connect(address).await?, request).await
+                let stream = tokio::net::TcpStream::connect(address).await?;
+                if tls {
+                    over(to_self(stream, address.ip()).await?, request).await
+                } else {
+                    over(stream, request).await
+                }
             });
             read(&to, started, sent.await?).await
         }
@@ -197,6 +207,10 @@ async fn read(to: &str, started: Instant, answer: Response<Incoming>) -> Result<
         body: String::from_utf8_lossy(&body).into_owned(),
         took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
     })
+}
+
+fn scheme(tls: bool) -> &'static str {
+    if tls { "https" } else { "http" }
 }
 
 fn reachable(address: SocketAddr) -> SocketAddr {

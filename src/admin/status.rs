@@ -11,7 +11,6 @@ use super::wire::{
     BACKLOG_COUNT_MAX, CircuitJson, FollowUpJson, HandlerJson, LostJson, StatusJson,
 };
 use crate::clock::Timestamp;
-use crate::config::Listen;
 use crate::delivery::{HandlerName, Seq};
 use crate::replay::planner::HandlerSnapshot;
 use crate::store::{Health, Store};
@@ -122,7 +121,7 @@ pub async fn status(cx: &Arc<AdminContext>) -> Result<StatusJson, Problem> {
         note: stats.note.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: cx.started_at.to_rfc3339(),
-        listen: cx.intake.iter().map(listen_name).collect(),
+        listen: cx.intake.iter().map(ToString::to_string).collect(),
         events: stats.events,
         backlog: handlers.iter().map(waiting).sum(),
         // RFC 3339 of one form: the order of the texts is that of the times.
@@ -144,13 +143,6 @@ fn health_name(health: Health) -> &'static str {
         Health::Rebuilding => "rebuilding",
         Health::Full => "full",
         Health::Failed => "failed",
-    }
-}
-
-fn listen_name(listen: &Listen) -> String {
-    match listen {
-        Listen::Tcp(address) => address.to_string(),
-        Listen::Unix(path) => format!("unix:{}", path.display()),
     }
 }
 

@@ -58,6 +58,7 @@ pub fn context(handlers: &str) -> Arc<AdminContext> {
         notices: None,
         door: None,
         intake: Vec::new(),
+        tls: false,
         started_at: WALL,
         stopped: false,
     })

@@ -53,6 +53,7 @@ pub async fn client(common: &Common, command: &Command) -> Result<Client, Failur
         notices: None,
         door: None,
         intake: Vec::new(),
+        tls: false,
         started_at,
         stopped: true,
     };

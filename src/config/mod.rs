@@ -12,6 +12,7 @@ mod sections;
 mod show;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod units;
 
 pub use load::{Flag, LoadOptions, Loaded, Problem, ValueSource};
@@ -51,6 +52,15 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Listen::Tcp(address) => write!(f, "{address}"),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Intake {
     pub listen: Vec<Listen>,
@@ -59,6 +69,32 @@ pub struct Intake {
     pub ack_deadline: Duration,
     pub connections_max: usize,
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// `None`: plain HTTP, behind a proxy.
+    pub tls: Option<Tls>,
+}
+
+/// Where the certificate comes from that TCP connections are answered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// PEM files, read again when they change.
+    Files {
+        cert: PathBuf,
+        key: PathBuf,
+    },
+    Acme(Acme),
+}
+
+/// A certificate that bluehook asks an authority for (RFC 8555) and renews.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// At least one.
+    pub domains: Vec<String>,
+    /// `mailto:` addresses.
+    pub contact: Vec<String>,
+    /// The authority's directory.
+    pub directory: String,
+    /// Further authorities to trust when speaking to the directory.
+    pub ca: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug)]

@@ -259,18 +259,6 @@ impl<'a> Table<'a> {
         Some(Node { cx: self.node.cx, path: join(&self.node.path, key), value })
     }
 
-    /// A key of the interface that this version doesn't have yet.
-    pub fn not_built(&self, key: &'static str, what: &str) {
-        if let Some(node) = self.dict.get(key).map(|value| Node {
-            cx: self.node.cx,
-            path: join(&self.node.path, key),
-            value,
-        }) {
-            node.problem(format!("not built yet: {what}; remove this key for now"));
-            self.known.borrow_mut().insert(key);
-        }
-    }
-
     pub fn finish(self) {
         let known = self.known.into_inner();
         for (key, value) in self.dict {

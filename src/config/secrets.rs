@@ -1,7 +1,7 @@
 //! Secrets: from a variable, a file or a systemd credential; and the one created at first start.
 
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use figment::value::Value;
@@ -81,7 +81,9 @@ impl Places<'_> {
             missing(node, why, required);
             return None;
         };
-        let path = dir.join(&name);
+        // LoadCredential=bluehook:DIRECTORY puts the word before the colon before each file's name.
+        let of_folder = dir.join(format!("bluehook_{name}"));
+        let path = if of_folder.exists() { of_folder } else { dir.join(&name) };
         match std::fs::read(&path) {
             Ok(bytes) => {
                 found(node, &bytes, format!("credential {name}"), "write the secret to it")
@@ -194,18 +196,6 @@ pub fn create_one(path: &Path) -> io::Result<bool> {
     }
     let dir = path.parent().unwrap_or(Path::new("."));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".new");
-    let partial = PathBuf::from(partial);
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&partial)?;
-    file.write_all(format!("{}\n", generate()?).as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&partial, path)?;
-    std::fs::File::open(dir)?.sync_all()?;
+    crate::files::replace(path, format!("{}\n", generate()?).as_bytes())?;
     Ok(true)
 }

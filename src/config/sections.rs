@@ -10,6 +10,7 @@ use super::read::{Node, Table};
 use super::secrets::Places;
 use super::{
     Admin, Config, Intake, Listen, Log, LogFormat, Retention, Source, followups, handlers, notify,
+    tls,
 };
 use crate::delivery::HandlerName;
 use crate::schedule::Schedule;
@@ -107,7 +108,10 @@ fn intake(table: &Table<'_>) -> Option<Intake> {
     let trusted_proxies = table
         .get("trusted_proxies")
         .and_then(|node| Some(node.list_or_one(false)?.iter().filter_map(network).collect()));
-    table.not_built("tls", "bluehook speaks plain HTTP behind a proxy that does TLS");
+    let tls = match table.get("tls") {
+        Some(node) => Some(tls::read(&node)?),
+        None => None,
+    };
     Some(Intake {
         listen: listen?,
         body_max: body_max?,
@@ -115,6 +119,7 @@ fn intake(table: &Table<'_>) -> Option<Intake> {
         ack_deadline: ack_deadline?,
         connections_max: usize::try_from(connections_max?).ok()?,
         trusted_proxies: trusted_proxies?,
+        tls,
     })
 }
 

@@ -386,10 +386,45 @@ fn a_notice_needs_a_way_and_sensible_limits() {
 }
 
 #[test]
-fn what_is_not_built_yet_is_said_so() {
-    let problems = problems("[intake.tls]\ncert = \"c\"\n");
-    assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems.iter().all(|p| p.contains("not built yet")), "{problems:?}");
+fn a_certificate_comes_from_two_files_or_from_an_authority() {
+    let text = "[intake.tls]\nacme = { domains = [\"Hooks.example.com\"], contact = \"you@example.com\" }\n";
+    let acme = Acme {
+        domains: vec!["hooks.example.com".into()],
+        contact: vec!["mailto:you@example.com".into()],
+        directory: "https://acme-v02.api.letsencrypt.org/directory".into(),
+        ca: None,
+    };
+    assert_eq!(case(text).load().config.intake.tls, Some(Tls::Acme(acme)));
+    for (text, named) in [
+        ("cert = \"bluehook.toml\"", "needs either cert and key"),
+        ("", "needs either cert and key"),
+        ("cert = \"bluehook.toml\"\nkey = \"nowhere\"", "intake.tls.key: cannot read"),
+        ("cert = \"a\"\nkey = \"b\"\nacme = { domains = [\"a.example\"] }", "needs either"),
+        ("acme = {}", "needs domains"),
+        ("acme = { domains = [] }", "names no domain"),
+        ("acme = { domains = [\"192.0.2.1\"] }", "no domain name"),
+        ("acme = { domains = [\"*.example.com\"] }", "no domain name"),
+        ("acme = { domains = [\"a.example\"], contact = \"you\" }", "no e-mail address"),
+        ("acme = { domains = [\"a.example\"], directory = \"http://a\" }", "https://"),
+        ("acme = { domains = [\"a.example\"], contcat = \"a@b\" }", "contact"),
+    ] {
+        let said = problems(&format!("[intake.tls]\n{text}\n"));
+        assert!(said.iter().any(|line| line.contains(named)), "{text}: {said:#?}");
+    }
+}
+
+#[test]
+fn a_credential_is_found_by_its_name_in_a_folder_of_them_too() {
+    let text = "[[source]]\nname = \"a\"\nsecrets = [{ credential = \"secret\" }]\n";
+    let mut case = case(text);
+    let credentials = case.options.cwd.join("credentials");
+    fs::create_dir(&credentials).unwrap();
+    let secret = credentials.join("bluehook_secret");
+    fs::write(&secret, "s3cret").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o400)).unwrap();
+    case.options.credentials_dir = Some(credentials);
+    assert_eq!(case.load().config.sources[0].signature.secrets.len(), 1);
+    assert!(case.warnings().is_empty());
 }
 
 #[test]

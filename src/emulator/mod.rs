@@ -138,6 +138,7 @@ fn config(options: &EmulateOptions, secret: Secret, schedule: Schedule) -> Confi
             ack_deadline: Duration::ZERO,
             connections_max: 0,
             trusted_proxies: vec![],
+            tls: None,
         },
         sources: vec![config::Source {
             name: SOURCE.to_owned(),
@@ -235,6 +236,7 @@ fn admin_context(emulator: &Arc<Emulator>, clock: Arc<dyn Clock>) -> Arc<AdminCo
         notices: None,
         door: None,
         intake: Vec::new(),
+        tls: false,
         started_at,
         stopped: false,
     })

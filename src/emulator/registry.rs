@@ -1,8 +1,7 @@
 //! The registered endpoints, and the running parts that follow from them.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -210,13 +209,6 @@ fn read(file: &Path) -> Result<Kept, String> {
     })
 }
 
-/// The old content or the new one, whatever happens meanwhile.
 fn write(file: &Path, kept: &Kept) -> io::Result<()> {
-    let partial = file.with_extension("json.new");
-    let mut options = OpenOptions::new();
-    let mut new = options.write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-    new.write_all(&serde_json::to_vec_pretty(kept)?)?;
-    new.sync_all()?;
-    fs::rename(&partial, file)?;
-    File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()
+    crate::files::replace(file, &serde_json::to_vec_pretty(kept)?)
 }

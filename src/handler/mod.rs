@@ -10,7 +10,6 @@ mod scan;
 pub mod template;
 #[cfg(test)]
 mod testing;
-mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -63,6 +63,16 @@ pub async fn bind(listen: &[Listen], passed: &mut ListenFd) -> Result<Bound, Str
         bound.addresses.push(address);
     }
     if !bound.sockets.is_empty() {
+        let shown = |addresses: &[Listen]| {
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        if bound.addresses != listen {
+            tracing::warn!(
+                "the service manager passed {} instead of intake.listen ({}); change its socket unit for another address",
+                shown(&bound.addresses),
+                shown(listen)
+            );
+        }
         return Ok(bound);
     }
     for address in listen {

@@ -3,6 +3,7 @@
 //! The only way to a 200 for an event is [`answer::Answer::Stored`], which holds the appender's
 //! receipt: an answer cannot overtake the disk.
 
+mod acme;
 mod answer;
 mod body;
 mod counters;
@@ -12,6 +13,7 @@ mod rejections;
 mod rules;
 mod serve;
 mod service;
+mod tls;
 
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -28,6 +30,7 @@ pub use counters::{CounterView, Counters, Minute};
 pub use listen::{Bound, bind};
 pub use rejections::{Note, Rejections};
 pub use serve::serve;
+pub use tls::Tls;
 
 /// What a reload replaces.
 struct Live {

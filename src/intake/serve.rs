@@ -18,7 +18,7 @@ use super::Intake;
 use super::answer::{Answer, RETRY_AFTER_SECONDS, Reason};
 use super::listen::{Bound, Socket};
 use super::peer::Origin;
-use super::service;
+use super::{Tls, service};
 
 const HEAD_MAX_BYTES: usize = 64 << 10;
 const HEADERS_MAX: usize = 100;
@@ -55,6 +55,7 @@ impl Socket {
 /// in flight end for up to `drain`, and drops the rest.
 pub async fn serve(
     bound: Bound,
+    tls: Option<Arc<Tls>>,
     intake: Arc<Intake>,
     shutdown: watch::Receiver<bool>,
     drain: Duration,
@@ -62,7 +63,9 @@ pub async fn serve(
     let (sockets, _files) = bound.into_parts();
     let mut listeners = JoinSet::new();
     for socket in sockets {
-        listeners.spawn(accept_loop(socket, Arc::clone(&intake), shutdown.clone(), drain));
+        // A unix socket is for a proxy on this machine.
+        let tls = tls.clone().filter(|_| matches!(socket, Socket::Tcp(_)));
+        listeners.spawn(accept_loop(socket, tls, Arc::clone(&intake), shutdown.clone(), drain));
     }
     while listeners.join_next().await.is_some() {}
 }
@@ -74,6 +77,7 @@ async fn stopped(shutdown: &mut watch::Receiver<bool>) {
 
 async fn accept_loop(
     socket: Socket,
+    tls: Option<Arc<Tls>>,
     intake: Arc<Intake>,
     mut shutdown: watch::Receiver<bool>,
     drain: Duration,
@@ -95,12 +99,21 @@ async fn accept_loop(
             }
             Ok((stream, origin)) => match Slot::take(&intake) {
                 Some(slot) => {
-                    connections.spawn(connection(stream, origin, slot, shutdown.clone()));
+                    let (tls, stopping) = (tls.clone(), shutdown.clone());
+                    connections.spawn(async move {
+                        match tls {
+                            Some(tls) => secured(&tls, stream, origin, slot, stopping).await,
+                            None => connection(stream, origin, slot, stopping).await,
+                        }
+                    });
                 }
                 None => {
                     let busy = Answer::Refused(Reason::Busy);
                     intake.counters.note(&busy, Duration::ZERO, intake.clock.now());
-                    if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                    // A handshake costs more than it is worth here.
+                    if tls.is_none()
+                        && let Ok(permit) = Arc::clone(&refusals).try_acquire_owned()
+                    {
                         connections.spawn(async move {
                             refuse(stream).await;
                             drop(permit);
@@ -131,6 +144,27 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A handshake has as long as a request's head.
+async fn secured(
+    tls: &Tls,
+    stream: Box<dyn Stream>,
+    origin: Origin,
+    slot: Slot,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let limit = slot.0.live().limits.read_timeout;
+    let handshake = tokio::select! {
+        handshake = tokio::time::timeout(limit, tls.accept(stream)) => handshake,
+        () = stopped(&mut stopping) => return,
+    };
+    match handshake {
+        Ok(Ok(Some(stream))) => connection(Box::new(stream), origin, slot, stopping).await,
+        Ok(Ok(None)) => {}
+        Ok(Err(error)) => tracing::debug!(?origin, %error, "no TLS"),
+        Err(_) => tracing::debug!(?origin, "no TLS in time"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -38,8 +38,6 @@ pub fn read(data_dir: &Path) -> BTreeMap<Subject, Told> {
     told.into_iter().filter_map(read).collect()
 }
 
-/// The old content or the new one, whatever happens meanwhile.
-///
 /// # Errors
 /// It could not be written; the old one stays.
 pub fn write(data_dir: &Path, told: &BTreeMap<Subject, Told>) -> io::Result<()> {
@@ -47,9 +45,5 @@ pub fn write(data_dir: &Path, told: &BTreeMap<Subject, Told>) -> io::Result<()> 
         (subject.to_string(), ToldJson { count: told.count, last: told.last.map(|last| last.0) })
     };
     let told: BTreeMap<String, ToldJson> = told.iter().map(json).collect();
-    let new = data_dir.join(format!("{FILE}.new"));
-    let mut file = fs::File::create(&new)?;
-    file.write_all(&serde_json::to_vec_pretty(&told)?)?;
-    file.sync_data()?;
-    fs::rename(&new, data_dir.join(FILE))
+    crate::files::replace(&data_dir.join(FILE), &serde_json::to_vec_pretty(&told)?)
 }

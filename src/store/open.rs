@@ -13,7 +13,9 @@ use super::index::compact;
 use super::index::memory::MemoryKv;
 use super::index::rebuild::{self, LogState, OpenIndex};
 use super::indexer::{Indexer, IndexerCore, Shared};
-use super::log::{Appender, AppenderCore, Limits, LogOptions, LogReader, LogWriter, Priority};
+use super::log::{
+    Appender, AppenderCore, Limits, LogOptions, LogReader, LogWriter, Priority, Pulse,
+};
 use super::record::{Record, encode};
 use super::{Home, Inner, OpenError, Progress, Store, StoreOptions, audit, files, retention};
 use crate::clock::{Clock, KeptTimeline, Timeline, Timestamp};
@@ -53,6 +55,8 @@ impl Store {
         options: StoreOptions,
         clock: Arc<dyn Clock>,
     ) -> Result<Store, OpenError> {
+        // Before anything is written: a store of a later release stays as it is.
+        files::read_version(&*disk, &options.data_dir)?;
         let lock = files::lock(&options.data_dir)?;
         let home = Home::Sled(files::index_dir(&options.data_dir));
         Store::start(disk, options, clock, home, Some(lock))
@@ -273,6 +277,12 @@ impl Store {
             Ok(()) => *written = now,
             Err(error) => tracing::debug!(?error, "could not note that the clock was set"),
         }
+    }
+
+    /// Whether the log's thread gets on; `None`: nothing is written here.
+    #[must_use]
+    pub fn pulse(&self) -> Option<Pulse> {
+        self.inner.appender.as_ref().map(Appender::pulse)
     }
 
     /// How long the log's syncs took since the start.

@@ -43,6 +43,30 @@ fn a_request_that_is_under_way_when_the_stop_comes_is_still_answered() {
 }
 
 #[test]
+fn while_handlers_are_given_time_to_end_events_are_still_taken_in() {
+    let mut server = Server::stopped(
+        "[[handler]]\nname = \"slow\"\nevents = [\"message.read\"]\nexec = { command = [\"sh\", \"-c\", \"cat {dir}/pipe\"] }\n",
+    );
+    let pipe = server.dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    server.spawn();
+    let mut client = server.client();
+    assert_eq!(client.post_signed(&event_body("evt_1", "message.read", 1)).unwrap().status, 200);
+    // Opened once the handler has: it runs now.
+    let mut pipe = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    server.signal("-TERM");
+    eventually("it stops", || server.log().contains("stopping").then_some(()));
+    let answer = client.post_signed(&event_body("evt_2", "message.sent", 2)).unwrap();
+    assert_eq!(answer.status, 200);
+    pipe.write_all(b"done").unwrap();
+    drop(pipe);
+    server.wait_for_the_end();
+    assert_eq!(exported(&server), 2);
+    let delivered = server.cli_json(&["events", "list", "--status", "delivered"]);
+    assert_eq!(delivered.len(), 1, "{delivered:?}");
+}
+
+#[test]
 fn a_unix_socket_is_served_like_a_port() {
     let server = Server::start("[intake]\nlisten = [\"127.0.0.1:0\", \"unix:{dir}/in.sock\"]\n");
     let mut stream = UnixStream::connect(server.dir.path().join("in.sock")).unwrap();

@@ -22,4 +22,6 @@ mod schema;
 mod sim;
 mod soak;
 mod support;
+mod systemd;
 mod tidy;
+mod tls;

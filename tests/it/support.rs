@@ -464,7 +464,7 @@ impl Server {
                 return Some(Err(status));
             }
             self.log().lines().find_map(|l| {
-                let rest = l.split("listening on http://").nth(1)?;
+                let rest = l.split("listening on http").nth(1)?.split("://").nth(1)?;
                 rest.split('/').next()?.parse().ok().map(Ok)
             })
         });

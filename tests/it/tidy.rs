@@ -7,15 +7,20 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("defect", &[]),
+    ("files", &[]),
+    ("trust", &[]),
     ("schedule", &["clock"]),
     ("tally", &["clock"]),
     ("delivery", &["clock", "schedule"]),
     ("signature", &["clock", "event"]),
     ("event", &["clock", "delivery", "signature"]),
     ("message", &["clock", "event", "signature"]),
-    ("config", &["clock", "delivery", "schedule", "signature"]),
+    ("config", &["clock", "delivery", "files", "schedule", "signature"]),
     ("store", &["clock", "config", "defect", "delivery", "event", "message", "signature", "tally"]),
-    ("handler", &["clock", "config", "delivery", "event", "message", "schedule", "signature"]),
+    (
+        "handler",
+        &["clock", "config", "delivery", "event", "message", "schedule", "signature", "trust"],
+    ),
     (
         "replay",
         &[
@@ -23,9 +28,19 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "tally",
         ],
     ),
-    ("intake", &["clock", "config", "delivery", "event", "signature", "store", "tally"]),
+    (
+        "intake",
+        &["clock", "config", "delivery", "event", "files", "signature", "store", "tally", "trust"],
+    ),
+    ("systemd", &["store"]),
     ("automation", &["clock", "config", "delivery", "event", "message", "store"]),
-    ("notify", &["clock", "config", "delivery", "event", "handler", "replay", "schedule", "store"]),
+    (
+        "notify",
+        &[
+            "clock", "config", "delivery", "event", "files", "handler", "replay", "schedule",
+            "store",
+        ],
+    ),
     (
         "admin",
         &[
@@ -59,6 +74,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "replay",
             "signature",
             "store",
+            "systemd",
         ],
     ),
     (
@@ -69,6 +85,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "config",
             "delivery",
             "event",
+            "files",
             "handler",
             "replay",
             "schedule",

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::address::{Refused, Resolver, is_public};
 use super::redact::{Redactor, shorten};
-use super::{Call, Common, Handler, KEPT_BYTES, Report, seconds, tls};
+use super::{Call, Common, Handler, KEPT_BYTES, Report, seconds};
 use crate::clock::BoxFuture;
 use crate::config::{self, ForwardSign};
 use crate::delivery::Outcome;
@@ -64,7 +64,10 @@ impl Http {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls::client_config(http.ca.as_deref())?)
+            .with_tls_config(
+                crate::trust::client_config(http.ca.as_deref())
+                    .map_err(|e| format!("http.ca: {e}"))?,
+            )
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);

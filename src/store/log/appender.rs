@@ -87,6 +87,24 @@ struct Shared {
     log_bytes: AtomicU64,
     /// How long each sync took.
     syncs: Durations,
+    /// Rises when the thread begins something and when it is done with it: odd while it works.
+    turns: AtomicU64,
+}
+
+/// What the thread was doing at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pulse {
+    turns: u64,
+    /// There is nothing to do.
+    idle: bool,
+}
+
+impl Pulse {
+    /// Whether the thread has got on since `before`, or had no reason to.
+    #[must_use]
+    pub fn goes_on(self, before: Option<Pulse>) -> bool {
+        self.idle || before.is_none_or(|before| before.turns != self.turns)
+    }
 }
 
 /// How far down the disk's free space is.
@@ -106,6 +124,7 @@ impl AppenderCore {
             segments: Mutex::default(),
             log_bytes: AtomicU64::new(0),
             syncs: Durations::default(),
+            turns: AtomicU64::new(0),
         });
         let limits = Limits::default();
         let core =
@@ -406,6 +425,7 @@ impl Appender {
         std::thread::Builder::new().name("log".to_owned()).spawn(move || {
             let _closed_however_it_ends = CloseOnDrop(feed.clone());
             while let Some(batch) = feed.next(core.wake_after()) {
+                core.shared.turns.fetch_add(1, Ordering::Relaxed);
                 match batch {
                     Batch::Requests(requests) => {
                         core.run_batch(timeline.at(clock.now()), requests);
@@ -415,6 +435,7 @@ impl Appender {
                 if feed.is_idle() || core.writer.is_nearly_full() {
                     core.prepare();
                 }
+                core.shared.turns.fetch_add(1, Ordering::Relaxed);
             }
             core.sync();
             // The files are closed before anyone hears of it.
@@ -549,6 +570,14 @@ impl Appender {
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
         self.handle.shared.log_bytes.load(Ordering::Relaxed)
+    }
+
+    /// For whoever watches over the thread.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        let turns = self.handle.shared.turns.load(Ordering::Relaxed);
+        let waits = turns.is_multiple_of(2) && self.handle.queue.is_idle();
+        Pulse { turns, idle: waits && !self.handle.queue.is_closed() }
     }
 
     /// How long the syncs of this process took.

@@ -22,7 +22,7 @@ use crate::delivery::Seq;
 
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
-pub use appender::{Appender, AppenderCore, LogHealth, LogProgress, Receipt};
+pub use appender::{Appender, AppenderCore, LogHealth, LogProgress, Pulse, Receipt};
 pub use order::put_in_order;
 pub use queue::Limits;
 pub use reader::{LogReader, Scan, ScanItem};

@@ -91,6 +91,10 @@ impl Queue {
         self.changed.notify_one();
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).closed
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).requests.is_empty()
     }
