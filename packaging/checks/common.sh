@@ -53,4 +53,10 @@ post() {
     curl -sS -m 10 -o /dev/null -w '%{http_code}' "${@:3}" -H "x-bluereplies-signature: $(sign "$body")" --data-binary "$body" "$1"
 }
 
+# certificate NAME SUBJECTALTNAME FOLDER: NAME.pem and NAME.key, to be trusted as they are.
+certificate() {
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=$1" -addext "subjectAltName=$2" \
+        -addext basicConstraints=critical,CA:FALSE -keyout "$3/$1.key" -out "$3/$1.pem" 2>/dev/null
+}
+
 is() { local got; got=$("${@:2}") && [ "$got" = "$1" ] || { echo "not $1 but: $got"; return 1; }; }

@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_acme::{
-    AccountCache, AcmeConfig, CertCache, EventError, EventOk, ResolvesServerCertAcme,
+    AccountCache, AcmeConfig, CertCache, EventError, EventOk, OrderError, ResolvesServerCertAcme,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -89,8 +89,9 @@ pub(super) async fn keep(served: &Served, config: &config::Acme, dir: &Path) {
 fn told(error: &EventError<io::Error, io::Error>, names: &str) -> String {
     match error {
         EventError::Order(error) => format!(
-            "no certificate for {names} yet: {error}; the name must lead to this machine and its port 443 to bluehook; \
-             it is tried again by itself"
+            "no certificate for {names} yet: {}; the name must lead to this machine and its port 443 to bluehook; \
+             it is tried again by itself",
+            why(error)
         ),
         EventError::CertCacheStore(_) | EventError::AccountCacheStore(_) => {
             format!(
@@ -99,6 +100,18 @@ fn told(error: &EventError<io::Error, io::Error>, names: &str) -> String {
         }
         _ => format!("{error}; another certificate is asked for"),
     }
+}
+
+/// What the authority says, where it says something.
+fn why(error: &OrderError) -> String {
+    let told = match error {
+        OrderError::BadAuth(auth) => {
+            auth.challenges.iter().find_map(|challenge| challenge.error.clone())
+        }
+        OrderError::BadOrder(order) => order.error.clone(),
+        _ => None,
+    };
+    told.and_then(|problem| problem.detail).unwrap_or_else(|| error.to_string())
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {

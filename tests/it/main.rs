@@ -8,6 +8,7 @@ mod cli;
 #[path = "../crash/mod.rs"]
 mod crash;
 mod emulator;
+mod formats;
 mod handlers;
 mod intake;
 mod lifecycle;
