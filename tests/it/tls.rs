@@ -86,6 +86,27 @@ fn events_come_in_by_https_and_a_test_event_finds_its_way_too() {
 }
 
 #[test]
+fn a_handshake_that_does_not_end_gives_its_place_back() {
+    let mut server = Server::stopped(
+        &FILES.replace("[intake]\n", "[intake]\nread_timeout = \"100ms\"\nconnections_max = 2\n"),
+    );
+    make(server.dir.path(), "1");
+    server.spawn();
+    let mut held: Vec<_> = (0..2).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
+    // The first bytes of a greeting that never goes on.
+    held[0].write_all(b"\x16\x03\x01\x02\x00").unwrap();
+    for stream in &mut held {
+        // Closed or reset, but ended.
+        let _ = stream.read(&mut [0; 64]);
+    }
+    let trusted = certificate(server.dir.path());
+    eventually("there is room again", || {
+        post(server.addr, &trusted, &event_body("evt_1", "message.read", 1)).ok()
+    });
+    assert_eq!(server.cli_json(&["events", "list"]).len(), 1);
+}
+
+#[test]
 fn a_new_certificate_is_taken_without_a_restart() {
     let mut server = Server::stopped(FILES);
     make(server.dir.path(), "1");
