@@ -366,7 +366,7 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     if let Some(tls) = tls {
         tokio::spawn(async move { tls.keep().await });
     }
-    tokio::spawn(systemd::feed_watchdog(appliance.store.clone()));
+    let watchdog = tokio::spawn(systemd::feed_watchdog(appliance.store.clone()));
     let page = faces.page.as_ref().map(|(_, door)| door.address);
     let administering =
         tokio::spawn(administer(faces, Arc::clone(&appliance), clock, addresses.clone(), stopping));
@@ -384,6 +384,8 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
         systemd::ready(&accepts);
     }
     tracing::info!("stopping; a second signal stops at once");
+    // Not watched over any more: the log ends on purpose.
+    watchdog.abort();
     systemd::stopping();
     let ending = async {
         if let Some(notifier) = appliance.notifier.lock().await.take() {

@@ -28,8 +28,8 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Feeds the watchdog, if there is one, for as long as the log makes progress; never returns. It runs where requests are
-/// answered, so that it stops, too, when no request would be answered any more.
+/// Feeds the watchdog, if there is one, for as long as the log makes progress. It runs where requests are answered,
+/// so that it stops, too, when no request would be answered any more.
 pub async fn feed_watchdog(store: Store) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     let mut seen = None;

@@ -85,4 +85,5 @@ fn the_service_manager_hears_of_start_life_reload_and_stop() {
     server.signal("-TERM");
     assert!(manager.next().contains("STOPPING=1\n"));
     server.wait_for_the_end();
+    assert!(!server.log().contains("no progress"), "{}", server.log());
 }
