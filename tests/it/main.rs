@@ -10,6 +10,7 @@ mod crash;
 mod emulator;
 mod formats;
 mod handlers;
+mod hostile;
 mod intake;
 mod lifecycle;
 mod load;
