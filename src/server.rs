@@ -370,7 +370,7 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     let page = faces.page.as_ref().map(|(_, door)| door.address);
     let administering =
         tokio::spawn(administer(faces, Arc::clone(&appliance), clock, addresses.clone(), stopping));
-    let accepts = format!("accepting events on {}", listed(&addresses));
+    let accepts = format!("accepting events on {}", Listen::list(&addresses));
     announce(&appliance.config(), &addresses, options, first_start);
     if let Some(address) = page {
         let verb = verb("debugger", options);
@@ -465,10 +465,6 @@ async fn administer(
         admin::socket::serve(faces.socket, Arc::clone(&api), stop(stopping.clone())),
         page
     );
-}
-
-fn listed(addresses: &[Listen]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Says where events come in and, on the very first start, how to send one.

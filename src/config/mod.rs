@@ -52,6 +52,14 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+impl Listen {
+    /// For people.
+    #[must_use]
+    pub fn list(addresses: &[Listen]) -> String {
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
 impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -63,14 +63,12 @@ pub async fn bind(listen: &[Listen], passed: &mut ListenFd) -> Result<Bound, Str
         bound.addresses.push(address);
     }
     if !bound.sockets.is_empty() {
-        let shown = |addresses: &[Listen]| {
-            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        };
+        // No warning: who listens on port 443 by a socket unit leaves intake.listen as it is.
         if bound.addresses != listen {
-            tracing::warn!(
+            tracing::info!(
                 "the service manager passed {} instead of intake.listen ({}); change its socket unit for another address",
-                shown(&bound.addresses),
-                shown(listen)
+                Listen::list(&bound.addresses),
+                Listen::list(listen)
             );
         }
         return Ok(bound);
