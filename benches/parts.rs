@@ -131,7 +131,7 @@ fn planner(c: &mut Criterion) {
     group.bench_function("events delivered", |b| {
         b.iter(|| {
             let now = Timestamp(1);
-            let mut planner = Planner::new(fastrand::Rng::with_seed(1));
+            let mut planner = Planner::new(fastrand::Rng::with_seed(1), usize::MAX);
             let progress =
                 Input::Progress { epoch: 0, durable: EVENTS, applied: EVENTS, caught_up: true };
             let mut inputs = VecDeque::from([Input::Configure(vec![plan.clone()]), progress]);

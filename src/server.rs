@@ -13,10 +13,11 @@ use crate::clock::{BoxFuture, Clock, FileClock, SystemClock, Timestamp};
 use crate::config::{self, Config, Listen, LoadOptions, Loaded, LogFormat};
 use crate::delivery::{HandlerName, Seq};
 use crate::event::Event;
-use crate::handler::{self, BuildContext};
+use crate::handler::{self, BuildContext, Trust};
 use crate::intake::{self, Intake};
 use crate::message::MessageView;
 use crate::notify::{self, Notifier};
+use crate::process;
 use crate::replay::planner::{HandlerPlan, HandlerSnapshot};
 use crate::replay::runner::{self, ReplayHandle, RunnerHandler};
 use crate::replay::tally::Tally;
@@ -45,16 +46,14 @@ pub struct ServeOptions {
 pub fn load(options: &LoadOptions) -> Result<Loaded, Vec<String>> {
     let loaded = Config::load(options)
         .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-    let problems: Vec<String> = loaded
-        .config
-        .handlers
-        .iter()
-        .filter_map(|handler| {
-            let fault = with_context(&loaded.config, |context| handler::check(handler, context));
+    let problems: Vec<String> = with_context(&loaded.config, |context| {
+        let fault_of = |handler: &config::Handler| {
+            let fault = handler::check(handler, context).err()?;
             let origin = loaded.handler_origins.get(&handler.name).map_or("", String::as_str);
-            fault.err().map(|fault| format!("{origin}: {fault}"))
-        })
-        .collect();
+            Some(format!("{origin}: {fault}"))
+        };
+        loaded.config.handlers.iter().filter_map(fault_of).collect()
+    });
     let tls = loaded.config.intake.tls.as_ref();
     let tls = tls.and_then(|tls| intake::Tls::open(tls, &loaded.config.data_dir).err());
     let notify = loaded.config.notify.as_ref().and_then(|notify| {
@@ -70,7 +69,8 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, Vec<String>> {
 
 fn with_context<T>(config: &Config, f: impl FnOnce(&BuildContext<'_>) -> T) -> T {
     let env = |name: &str| std::env::var(name).ok();
-    f(&BuildContext { secrets: &config.secrets, sources: &config.sources, env: &env })
+    let trust = Trust::default();
+    f(&BuildContext { secrets: &config.secrets, sources: &config.sources, env: &env, trust })
 }
 
 pub(crate) fn runner_handlers(config: &Config) -> Result<Vec<RunnerHandler>, String> {
@@ -124,6 +124,7 @@ pub fn serve(options: &ServeOptions) -> u8 {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    process::keep_memory_private();
     // Templates and bodies make short-lived garbage: few worker threads keep the arenas few.
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -228,6 +229,10 @@ impl admin::Arrivals for Arrived {
         self.0.counters.snapshot()
     }
 
+    fn load(&self) -> intake::Load {
+        self.0.load()
+    }
+
     fn answered_in_ms(&self, seq: Seq) -> Option<u64> {
         self.0.counters.answered_in_ms(seq)
     }
@@ -284,10 +289,11 @@ impl Appliance {
                 tracing::error!("not reloaded, the running configuration stays: {problem}");
             }
         };
-        let loaded = match load(options) {
+        let mut loaded = match load(options) {
             Ok(loaded) => loaded,
             Err(problems) => return refused(&problems),
         };
+        fit_to_open_files(&mut loaded.config);
         let handlers = match runner_handlers(&loaded.config) {
             Ok(handlers) => handlers,
             Err(problem) => return refused(&[problem]),
@@ -316,7 +322,16 @@ pub(crate) fn names(config: &Config) -> Vec<HandlerName> {
     handlers.chain(config.followups.iter().map(|rule| &rule.name)).cloned().collect()
 }
 
-async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Result<(), String> {
+/// So that no number of connections and attempts keeps the log from its files.
+fn fit_to_open_files(config: &mut Config) {
+    let allowed = process::allow_open_files(config.open_files_wanted());
+    if let Some(line) = config.fit_to_open_files(allowed) {
+        tracing::warn!("{line}");
+    }
+}
+
+async fn run(options: &ServeOptions, mut loaded: Loaded, first_start: bool) -> Result<(), String> {
+    fit_to_open_files(&mut loaded.config);
     let mut signals = Signals::new().map_err(|e| format!("cannot watch for signals: {e}"))?;
     let clock: Arc<dyn Clock> = match &options.virtual_clock {
         Some(file) => Arc::new(FileClock::new(file.clone())),
@@ -346,7 +361,7 @@ async fn run(options: &ServeOptions, loaded: Loaded, first_start: bool) -> Resul
     let addresses = bound.addresses().to_vec();
     let (stop, stopping) = watch::channel(false);
     let intake = Intake::new(&config, store.clone(), Arc::clone(&clock));
-    let replay = runner::start(store.clone(), Arc::clone(&clock), handlers);
+    let replay = runner::start(store.clone(), Arc::clone(&clock), handlers, config.limits.attempts);
     let automations =
         Automations::start(store.clone(), Arc::clone(&clock), &config.followups).await;
     let appliance = Arc::new(Appliance {

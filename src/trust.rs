@@ -1,6 +1,8 @@
 //! Whom we trust when we connect by TLS: the system's authorities and those the user adds.
 
-use std::path::Path;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
@@ -23,6 +25,24 @@ pub fn client_config(ca: Option<&Path>) -> Result<ClientConfig, String> {
         .with_safe_default_protocol_versions()
         .map_err(|e| format!("tls cannot be set up: {e}"))?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// What several connections trust, read once.
+#[derive(Default)]
+pub struct Trust(RefCell<HashMap<Option<PathBuf>, ClientConfig>>);
+
+impl Trust {
+    /// # Errors
+    /// As [`client_config`].
+    pub fn client_config(&self, ca: Option<&Path>) -> Result<ClientConfig, String> {
+        let key = ca.map(Path::to_owned);
+        if let Some(known) = self.0.borrow().get(&key) {
+            return Ok(known.clone());
+        }
+        let config = client_config(ca)?;
+        self.0.borrow_mut().insert(key, config.clone());
+        Ok(config)
+    }
 }
 
 /// # Errors

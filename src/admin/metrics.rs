@@ -104,6 +104,18 @@ fn intake(cx: &AdminContext, out: &mut Exposition) {
     for (reason, n) in &view.refused {
         out.sample(refused.0, &[("reason", reason)], *n as f64);
     }
+    let load = cx.arrivals.load();
+    for (name, help, value) in [
+        ("bluehook_connections", "Connections to the intake.", load.connections as f64),
+        ("bluehook_bodies_bytes", "Bodies of requests in memory.", load.bodies_bytes as f64),
+    ] {
+        out.one(Family(name, "gauge", help), value);
+    }
+    let gave_way = "Connections closed, on which nothing came, because others needed the place.";
+    out.one(
+        Family("bluehook_connections_gave_way_total", "counter", gave_way),
+        load.gave_way as f64,
+    );
     let acks = "From the first byte of a request to its acknowledgement.";
     out.histogram(Family("bluehook_ack_duration_seconds", "histogram", acks), &view.acks);
 }

@@ -41,7 +41,7 @@ pub use wanted::Wanted;
 use crate::clock::{BoxFuture, Clock, Timestamp};
 use crate::config::{Config, Listen};
 use crate::delivery::{HandlerName, Seq};
-use crate::intake::{CounterView, Minute, Note};
+use crate::intake::{CounterView, Load, Minute, Note};
 pub use crate::replay::planner::HandlerSnapshot;
 use crate::replay::tally::Tally;
 use crate::store::{AppendError, Store};
@@ -71,6 +71,10 @@ pub trait Arrivals: Send + Sync {
     }
     fn counters(&self) -> CounterView {
         CounterView::default()
+    }
+    /// How near its limits intake is.
+    fn load(&self) -> Load {
+        Load::default()
     }
     /// How long the 200 for an event took, where that is known.
     fn answered_in_ms(&self, _seq: Seq) -> Option<u64> {

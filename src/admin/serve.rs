@@ -18,10 +18,12 @@ use tokio::sync::Semaphore;
 
 use super::Answer;
 use crate::clock::BoxFuture;
+use crate::framing::Framed;
 
 /// How long open requests may go on once the server stops.
 const DRAIN: Duration = Duration::from_secs(2);
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+const HEAD_MAX_BYTES: usize = 64 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections at once; further ones wait.
 const CONNECTIONS_MAX: usize = 64;
@@ -80,7 +82,8 @@ pub async fn serve(
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADERS_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
+            .max_buf_size(HEAD_MAX_BYTES)
+            .serve_connection(TokioIo::new(Framed::new(stream, HEAD_MAX_BYTES)), service);
         let watched = graceful.watch(connection);
         tokio::spawn(async move {
             let _place = place;

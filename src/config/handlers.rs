@@ -79,17 +79,7 @@ fn handler(table: &Table<'_>, name: Option<HandlerName>) -> Option<Handler> {
         .get("start")
         .and_then(|node| node.choice(&[("now", Start::Now), ("beginning", Start::Beginning)]));
     let concurrency = table.get("concurrency").and_then(|node| node.integer(1..=1024));
-    let rate = table.get("rate").and_then(|node| {
-        let text = node.string()?;
-        let rate = units::rate(&text);
-        if rate.is_none() {
-            node.problem(format!(
-                "{text:?} is not a rate; write \"10/s\", \"5/m\" or \"100/h\", with a count from 1 \
-                 to 1000000"
-            ));
-        }
-        rate
-    });
+    let rate = table.get("rate").and_then(|node| node.rate());
     let timeout = table.get("timeout").and_then(|node| node.duration(TIMEOUTS));
     let schedule = table.get("schedule").and_then(|node| {
         let table = node.table()?;

@@ -327,6 +327,8 @@ fn collect_lines(
 ) {
     // Line numbers are a courtesy: without them a message names the file alone.
     let Ok(spans) = toml::from_str::<Spans>(text) else { return };
+    let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+    let line_at = |offset: usize| ends.partition_point(|&end| end < offset) + 1;
     let layer = file_layer(file);
     let mut todo = vec![(String::new(), &spans)];
     while let Some((path, spans)) = todo.pop() {
@@ -335,7 +337,7 @@ fn collect_lines(
             Spans::Table(entries) => {
                 for (key, value) in entries {
                     let path = join(&path, key.get_ref());
-                    let line = line_of(text, key.span().start);
+                    let line = line_at(key.span().start);
                     lines.insert((layer.clone(), path.clone()), line);
                     todo.push((path, value.get_ref()));
                 }
@@ -344,7 +346,7 @@ fn collect_lines(
                 let first = before.of(&path);
                 for (i, item) in items.iter().enumerate() {
                     let path = format!("{path}[{}]", first + i);
-                    lines.insert((layer.clone(), path.clone()), line_of(text, item.span().start));
+                    lines.insert((layer.clone(), path.clone()), line_at(item.span().start));
                     todo.push((path, item.get_ref()));
                 }
             }

@@ -1,5 +1,6 @@
 //! The validated configuration. Everything below `config` has been checked; nothing above re-checks.
 
+mod files;
 mod followups;
 mod handlers;
 mod layers;
@@ -35,6 +36,7 @@ pub struct Config {
     /// At least one; the first is the default.
     pub sources: Vec<Source>,
     pub schedule: Schedule,
+    pub limits: Limits,
     pub retention: Retention,
     pub admin: Admin,
     pub log: Log,
@@ -69,6 +71,15 @@ impl std::fmt::Display for Listen {
     }
 }
 
+/// Over everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Attempts at once, of all handlers together.
+    pub attempts: usize,
+    /// Open files that are left to log, index and admin API.
+    pub files_reserved: u64,
+}
+
 #[derive(Clone, Debug)]
 pub struct Intake {
     pub listen: Vec<Listen>,
@@ -76,6 +87,16 @@ pub struct Intake {
     pub read_timeout: Duration,
     pub ack_deadline: Duration,
     pub connections_max: usize,
+    /// Trusted proxies have no such limit.
+    pub connections_per_address: usize,
+    pub requests_per_connection: u32,
+    /// Of a request, in bytes.
+    pub head_max: usize,
+    pub headers_max: usize,
+    /// Of all requests at one time.
+    pub bodies_max: u64,
+    /// Wrong signatures of one address that are answered 401.
+    pub failed_signatures: Rate,
     pub trusted_proxies: Vec<ipnet::IpNet>,
     /// `None`: plain HTTP, behind a proxy.
     pub tls: Option<Tls>,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use figment::value::{Dict, Num, Value};
 
+use super::Rate;
 use super::layers::{Merged, join};
 use super::load::Problem;
 use super::units;
@@ -161,6 +162,18 @@ impl<'a> Node<'a> {
             return Some(None);
         }
         self.duration(range).map(Some)
+    }
+
+    pub fn rate(&self) -> Option<Rate> {
+        let text = self.string()?;
+        let rate = units::rate(&text);
+        if rate.is_none() {
+            self.problem(format!(
+                "{text:?} is not a rate; write \"10/s\", \"5/m\" or \"100/h\", with a count from 1 \
+                 to 1000000"
+            ));
+        }
+        rate
     }
 
     /// A size with its unit, or a whole number of bytes.

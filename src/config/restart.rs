@@ -10,7 +10,7 @@ impl Config {
             ("data_dir", old.data_dir != new.data_dir),
             ("intake.listen", old.intake.listen != new.intake.listen),
             ("intake.tls", old.intake.tls != new.intake.tls),
-            ("intake.connections_max", old.intake.connections_max != new.intake.connections_max),
+            ("limits.attempts", old.limits.attempts != new.limits.attempts),
             ("admin.socket", old.admin.socket != new.admin.socket),
             ("admin.listen", old.admin.listen != new.admin.listen),
             ("log.format", old.log.format != new.log.format),

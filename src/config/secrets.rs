@@ -1,14 +1,16 @@
 //! Secrets: from a variable, a file or a systemd credential; and the one created at first start.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use figment::value::Value;
+use zeroize::Zeroizing;
 
 use super::layers;
 use super::load::{LoadOptions, Problem};
 use super::read::Node;
+use crate::files;
 use crate::signature::Secret;
 
 /// Where secrets are looked for.
@@ -86,6 +88,7 @@ impl Places<'_> {
         let path = if of_folder.exists() { of_folder } else { dir.join(&name) };
         match std::fs::read(&path) {
             Ok(bytes) => {
+                let bytes = Zeroizing::new(bytes);
                 found(node, &bytes, format!("credential {name}"), "write the secret to it")
             }
             Err(error) => {
@@ -106,7 +109,7 @@ fn missing(node: &Node<'_>, why: &str, required: bool) {
 
 fn read_file(node: &Node<'_>, path: &Path, create: bool) -> Option<Found> {
     let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
+        Ok(bytes) => Zeroizing::new(bytes),
         Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
             node.warn(format_args!("{} will be created by serve", path.display()));
             return None;
@@ -120,12 +123,12 @@ fn read_file(node: &Node<'_>, path: &Path, create: bool) -> Option<Found> {
             return None;
         }
     };
-    let mode = std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode());
-    if mode & 0o004 != 0 {
-        node.warn(format_args!(
-            "every user can read the secret file {0}; run: chmod o-rwx {0}",
+    if files::is_open_to_all(path) {
+        node.problem(format!(
+            "every user can read or write the secret file {0}; run: chmod o-rwx {0}",
             path.display()
         ));
+        return None;
     }
     found(node, &bytes, format!("file {}", path.display()), "write the secret to it")
 }
@@ -196,6 +199,6 @@ pub fn create_one(path: &Path) -> io::Result<bool> {
     }
     let dir = path.parent().unwrap_or(Path::new("."));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    crate::files::replace(path, format!("{}\n", generate()?).as_bytes())?;
+    files::replace(path, format!("{}\n", generate()?).as_bytes())?;
     Ok(true)
 }

@@ -9,8 +9,8 @@ use super::load::{LoadOptions, ValueSource};
 use super::read::{Node, Table};
 use super::secrets::Places;
 use super::{
-    Admin, Config, Intake, Listen, Log, LogFormat, Retention, Source, followups, handlers, notify,
-    tls,
+    Admin, Config, Intake, Limits, Listen, Log, LogFormat, Retention, Source, followups, handlers,
+    notify, tls,
 };
 use crate::delivery::HandlerName;
 use crate::schedule::Schedule;
@@ -52,6 +52,7 @@ pub fn read(top: &Node<'_>, options: &LoadOptions) -> Option<Read> {
         .get("source")
         .and_then(|node| sources(&node, &places, &mut secret_origins, &mut implied));
     let schedule = section(&root, "schedule", schedule);
+    let limits = section(&root, "limits", limits);
     let retention = section(&root, "retention", retention);
     let admin = section(&root, "admin", |table| admin(table, data_dir.as_deref(), &mut implied));
     let log = section(&root, "log", log);
@@ -71,6 +72,7 @@ pub fn read(top: &Node<'_>, options: &LoadOptions) -> Option<Read> {
         intake: intake?,
         sources: sources?,
         schedule: schedule?,
+        limits: limits?,
         retention: retention?,
         admin: admin?,
         log: log?,
@@ -105,6 +107,14 @@ fn intake(table: &Table<'_>) -> Option<Intake> {
     let read_timeout = table.get("read_timeout").and_then(|n| n.duration(ms(100)..=secs(60)));
     let ack_deadline = table.get("ack_deadline").and_then(|n| n.duration(ms(100)..=ms(4900)));
     let connections_max = table.get("connections_max").and_then(|n| n.integer(1..=65_536));
+    let connections_per_address =
+        table.get("connections_per_address").and_then(|n| n.integer(1..=65_536));
+    let requests_per_connection =
+        table.get("requests_per_connection").and_then(|n| n.integer(1..=1_000_000_000));
+    let head_max = table.get("head_max").and_then(|n| n.bytes(8 << 10..=256 << 10));
+    let headers_max = table.get("headers_max").and_then(|n| n.integer(16..=1_000));
+    let bodies_max = table.get("bodies_max").and_then(|n| n.bytes(1 << 20..=1 << 30));
+    let failed_signatures = table.get("failed_signatures").and_then(|n| n.rate());
     let trusted_proxies = table
         .get("trusted_proxies")
         .and_then(|node| Some(node.list_or_one(false)?.iter().filter_map(network).collect()));
@@ -118,6 +128,12 @@ fn intake(table: &Table<'_>) -> Option<Intake> {
         read_timeout: read_timeout?,
         ack_deadline: ack_deadline?,
         connections_max: usize::try_from(connections_max?).ok()?,
+        connections_per_address: usize::try_from(connections_per_address?).ok()?,
+        requests_per_connection: u32::try_from(requests_per_connection?).ok()?,
+        head_max: usize::try_from(head_max?).ok()?,
+        headers_max: usize::try_from(headers_max?).ok()?,
+        bodies_max: bodies_max?,
+        failed_signatures: failed_signatures?,
         trusted_proxies: trusted_proxies?,
         tls,
     })
@@ -284,6 +300,12 @@ pub fn schedule(table: &Table<'_>) -> Option<Schedule> {
     });
     let jitter = table.get("jitter").and_then(|node| node.float(0.0..=0.5));
     Schedule::new(delays?, jitter?).map_err(|error| table.node.problem(error)).ok()
+}
+
+fn limits(table: &Table<'_>) -> Option<Limits> {
+    let attempts = table.get("attempts").and_then(|node| node.integer(1..=65_536));
+    let files_reserved = table.get("files_reserved").and_then(|node| node.integer(16..=4_096));
+    Some(Limits { attempts: usize::try_from(attempts?).ok()?, files_reserved: files_reserved? })
 }
 
 fn retention(table: &Table<'_>) -> Option<Retention> {

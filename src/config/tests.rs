@@ -1,5 +1,7 @@
 //! What is refused and how it is said; what is accepted and what it becomes.
 
+mod secrets;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -462,109 +464,6 @@ fn a_missing_configuration_file_that_was_named_is_refused() {
 }
 
 #[test]
-fn secrets_come_from_variables_files_and_credentials() {
-    let mut case = case(
-        "[[source]]\nname = \"s\"\nsecrets = [{ env = \"OLD\" }, { file = \"new\" }, \
-         { credential = \"cred\" }]\n[secrets]\ncrm = { file = \"new\" }\n",
-    )
-    .env("OLD", "one")
-    .file("new", "two\n")
-    .file("creds/cred", "three");
-    case.options.credentials_dir = Some(case.path("creds"));
-    let loaded = case.load();
-    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
-    let secrets: Vec<_> =
-        loaded.config.sources[0].signature.secrets.iter().map(Secret::expose).collect();
-    assert_eq!(secrets, [b"one".as_slice(), b"two", b"three"]);
-    assert_eq!(loaded.config.secrets["crm"].expose(), b"two");
-    let new = format!("file {}", case.path("new").display());
-    assert_eq!(loaded.secret_origins["s"], ["env OLD", &new, "credential cred"]);
-}
-
-#[test]
-fn absent_variables_and_credentials_are_skipped_with_a_warning_in_a_source() {
-    let case =
-        case("[[source]]\nname = \"s\"\nsecrets = [{ env = \"A\" }, { credential = \"b\" }]");
-    assert_eq!(
-        case.warnings(),
-        [
-            "bluehook.toml:3: source[0].secrets[0].env: the variable A is not set; this secret is \
-             skipped",
-            "bluehook.toml:3: source[0].secrets[1].credential: CREDENTIALS_DIRECTORY is not set \
-             (systemd sets it for LoadCredential=); this secret is skipped",
-        ]
-    );
-    assert!(case.load().config.sources[0].signature.secrets.is_empty());
-}
-
-#[test]
-fn missing_and_empty_secrets_are_refused() {
-    let case = case(
-        "[[source]]\nname = \"s\"\nsecrets = [{ file = \"gone\" }, { file = \"empty\" }]\n\
-         [secrets]\na = { env = \"GONE\" }\nb = { env = \"X\", file = \"y\" }\nc = \"hunter2\"\n",
-    )
-    .file("empty", "\n");
-    let problems = case.problems();
-    assert_eq!(
-        problems,
-        [
-            "bluehook.toml:3: source[0].secrets[0].file: the secret file gone can't be read: No \
-             such file or directory (os error 2); create it (bluehook secret generate prints a \
-             secret) or correct the path",
-            "bluehook.toml:3: source[0].secrets[1].file: the secret from file empty is empty; \
-             write the secret to it",
-            "bluehook.toml:5: secrets.a.env: the variable GONE is not set",
-            "bluehook.toml:6: secrets.b: a secret has exactly one of env, file and credential",
-            "bluehook.toml:7: secrets.c: a secret is not written into the configuration; name \
-             where it is: { env = \"NAME\" }, { file = \"/path\" } or { credential = \"name\" }",
-        ]
-    );
-}
-
-#[test]
-fn a_secret_file_that_every_user_can_read_is_warned_of() {
-    let case = case("[secrets]\na = { file = \"s\" }\n").file("s", "x");
-    fs::set_permissions(case.path("s"), fs::Permissions::from_mode(0o644)).unwrap();
-    assert_eq!(
-        case.warnings(),
-        ["bluehook.toml:2: secrets.a.file: every user can read the secret file s; run: chmod \
-          o-rwx s"]
-    );
-}
-
-#[test]
-fn webhook_secret_serves_the_default_source_only_when_none_is_named() {
-    let loaded = case("").env("WEBHOOK_SECRET", "s3cr3t").load();
-    assert_eq!(loaded.config.sources[0].signature.secrets[0].expose(), b"s3cr3t");
-    assert_eq!(
-        source_of(&loaded, "source[0].secrets"),
-        ("***".to_owned(), "env WEBHOOK_SECRET".to_owned())
-    );
-    let named = case("[[source]]\nname = \"s\"\nsecrets = [{ file = \"f\" }]")
-        .env("WEBHOOK_SECRET", "s3cr3t")
-        .file("f", "other")
-        .load();
-    assert_eq!(named.config.sources[0].signature.secrets.len(), 1);
-    assert_eq!(named.config.sources[0].signature.secrets[0].expose(), b"other");
-}
-
-#[test]
-fn no_secret_shows_in_what_is_printed() {
-    let loaded = case(
-        "[[handler]]\nname = \"a\"\n[handler.http]\nurl = \"https://u:hunter2@x/\"\n\
-         headers = { Authorization = \"Bearer hunter2\", Cookie = \"{{ secret('k') }}\", X-Plain = \"seen\" }\n\
-         [secrets]\nk = { env = \"K\" }\n",
-    )
-    .env("K", "hunter2")
-    .env("WEBHOOK_SECRET", "hunter2")
-    .load();
-    let printed = render(&loaded);
-    assert!(!printed.contains("hunter2"), "{printed}");
-    assert!(printed.contains("\"seen\"") && printed.contains("secret('k')"), "{printed}");
-    assert!(!format!("{:?}", loaded.config.secrets).contains("hunter2"));
-}
-
-#[test]
 fn printed_lines_name_value_and_source() {
     let printed = render(&case("").env("BLUEHOOK_LOG__LEVEL", "debug").load());
     let line = |key: &str| {
@@ -582,12 +481,12 @@ fn the_quick_start_creates_its_secret_once_and_cannot_loop() {
     assert_eq!(before.warnings.len(), 2, "{:?}", before.warnings);
     assert!(!case.path("bluehook-data").exists(), "loading creates nothing");
 
-    let created = secrets::create_missing(&case.options).unwrap();
+    let created = super::secrets::create_missing(&case.options).unwrap();
     assert_eq!(created, [case.path("bluehook-data/secret")]);
     assert_eq!(fs::metadata(&created[0]).unwrap().permissions().mode() & 0o777, 0o600);
     let text = fs::read_to_string(&created[0]).unwrap();
     assert_eq!(text.trim_end().len(), 64);
-    assert!(secrets::create_missing(&case.options).unwrap().is_empty());
+    assert!(super::secrets::create_missing(&case.options).unwrap().is_empty());
     assert_eq!(fs::read_to_string(&created[0]).unwrap(), text);
 
     let loaded = case.load();

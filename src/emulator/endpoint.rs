@@ -10,7 +10,7 @@ use crate::clock::{BoxFuture, Timestamp};
 use crate::config::{self, Action, Circuit, ForwardSign, HttpBody, Order, Start};
 use crate::delivery::{HandlerName, Outcome, Seq};
 use crate::event::{Event, NewEvent, VerifiedBy};
-use crate::handler::{self, BuildContext, Call, Handler, Report};
+use crate::handler::{self, BuildContext, Call, Handler, Report, Trust};
 use crate::schedule::Schedule;
 
 /// Blue Replies waits so long for a verification ping, and for any other answer.
@@ -183,7 +183,8 @@ pub async fn ping(
 
 fn sender(endpoint: &config::Handler, sources: &[config::Source]) -> Result<Strict, String> {
     let secrets = std::collections::BTreeMap::new();
-    let context = BuildContext { secrets: &secrets, sources, env: &|_| None };
+    let context =
+        BuildContext { secrets: &secrets, sources, env: &|_| None, trust: Trust::default() };
     Ok(Strict(handler::build(endpoint, &context)?.handler))
 }
 

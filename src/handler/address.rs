@@ -36,25 +36,50 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         || a >= 224)
 }
 
-fn is_public_v6(address: Ipv6Addr) -> bool {
-    let s = address.segments();
-    let embedded = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        is_public_v4(Ipv4Addr::new(a, b, c, d))
-    };
-    match s {
-        // Mapped, and the well-known NAT64 prefix: what counts is the IPv4 address in it.
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
-            embedded(high, low)
+/// Where clouds hand out a machine's credentials: link-local, and the two that are elsewhere (Amazon's over IPv6,
+/// Alibaba's). No handler has business there.
+#[must_use]
+pub fn is_metadata(address: IpAddr) -> bool {
+    let of_v4 = |v4: Ipv4Addr| v4.is_link_local() || v4.octets() == [100, 100, 100, 200];
+    match address {
+        IpAddr::V4(v4) => of_v4(v4),
+        IpAddr::V6(v6) => {
+            v6.is_unicast_link_local()
+                || v6.segments() == [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]
+                || embedded(v6).is_some_and(of_v4)
         }
-        // 6to4.
-        [0x2002, high, low, ..] => embedded(high, low),
+    }
+}
+
+/// The IPv4 address that counts in an IPv6 one: mapped, of the well-known NAT64 prefix, of 6to4.
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => {
+            let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+            Some(Ipv4Addr::new(a, b, c, d))
+        }
+        _ => None,
+    }
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    if let Some(v4) = embedded(address) {
+        return is_public_v4(v4);
+    }
+    match address.segments() {
         // Teredo, ORCHID, benchmarking and the other special blocks of 2001::/23; documentation.
         [0x2001, second, ..] => second >= 0x200 && second != 0xdb8,
         [0x3fff, second, ..] => second >= 0x1000,
         // Of all else only global unicast, 2000::/3.
         [first, ..] => first & 0xe000 == 0x2000,
     }
+}
+
+#[must_use]
+pub fn is_allowed(address: IpAddr, private_too: bool) -> bool {
+    is_public(address) || (private_too && !is_metadata(address))
 }
 
 /// Refused before connecting.
@@ -67,6 +92,12 @@ pub struct Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Refused { host, address } = self;
+        if is_metadata(*address) {
+            return write!(
+                f,
+                "address not allowed: {host} is {address}, link-local, where clouds keep credentials; nothing allows it"
+            );
+        }
         if *host == address.to_string() {
             write!(f, "address not allowed: {address} is private or reserved")?;
         } else {
@@ -94,7 +125,7 @@ impl Resolver {
             return Err(io::Error::other(format!("dns: {host} has no address")));
         };
         let allowed: Vec<SocketAddr> =
-            found.into_iter().filter(|a| self.allow_private || is_public(a.ip())).collect();
+            found.into_iter().filter(|a| is_allowed(a.ip(), self.allow_private)).collect();
         if allowed.is_empty() {
             return Err(io::Error::other(Refused { host, address: first.ip() }));
         }
@@ -179,6 +210,26 @@ mod tests {
             "2002:808:808::1",
         ] {
             assert!(is_public(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_allows_the_addresses_of_metadata() {
+        for text in [
+            "169.254.169.254",
+            "169.254.1.1",
+            "100.100.100.200",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "2002:a9fe:a9fe::",
+            "fe80::1",
+            "fd00:ec2::254",
+        ] {
+            assert!(!is_allowed(text.parse().unwrap(), true), "{text}");
+        }
+        for text in ["10.0.0.1", "127.0.0.1", "fd00::1", "::1", "100.64.0.1"] {
+            let address = text.parse().unwrap();
+            assert_eq!([true, false].map(|p| is_allowed(address, p)), [true, false], "{text}");
         }
     }
 

@@ -23,6 +23,7 @@ use crate::delivery::Outcome;
 use crate::event::{Event, MALFORMED};
 use crate::message::MessageView;
 use crate::signature::Secret;
+pub use crate::trust::Trust;
 
 pub use filter::Filter;
 use redact::Redactor;
@@ -73,6 +74,8 @@ pub struct BuildContext<'a> {
     pub sources: &'a [config::Source],
     /// For `env('NAME')`: this process's environment.
     pub env: &'a dyn Fn(&str) -> Option<String>,
+    /// Shared: the system's authorities take a millisecond to read.
+    pub trust: Trust,
 }
 
 /// A handler ready to run.
@@ -121,10 +124,7 @@ fn build_unnamed(handler: &config::Handler, ctx: &BuildContext<'_>) -> Result<Bu
             let plan = http::Plan::compile(http, &mut engine)?;
             let common = Common { name: name.clone(), engine: Arc::new(engine), redactor };
             let engine = Arc::clone(&common.engine);
-            (
-                Arc::new(http::Http::new(http, plan, ctx.sources, handler.concurrency, common)?),
-                engine,
-            )
+            (Arc::new(http::Http::new(http, plan, ctx, handler.concurrency, common)?), engine)
         }
         Action::Exec(exec) => {
             let plan = exec::Plan::compile(exec, &mut engine)?;

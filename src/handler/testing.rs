@@ -11,6 +11,7 @@ use crate::delivery::HandlerName;
 use crate::event::{Envelope, Event, NewEvent, VerifiedBy};
 use crate::schedule::Schedule;
 use crate::signature::{Policy, Scheme, Secret};
+use crate::trust::Trust;
 
 pub const BODY: &str =
     r#"{"eventId":"e1","type":"message.read","data":{"messageId":"m1","from":"+1 5","n":7}}"#;
@@ -88,7 +89,7 @@ pub fn context<T>(f: impl FnOnce(&BuildContext<'_>) -> T) -> T {
         ping_types: vec![],
     };
     let env = |name: &str| (name == "SET").then(|| "value".to_owned());
-    f(&BuildContext { secrets: &secrets, sources: &[source], env: &env })
+    f(&BuildContext { secrets: &secrets, sources: &[source], env: &env, trust: Trust::default() })
 }
 
 pub fn ready(action: Action) -> Arc<dyn Handler> {

@@ -31,18 +31,33 @@ pub enum Reason {
     BodyTimeout,
     BodyBroken,
     Signature(Rejection),
+    /// The address has sent too many wrong signatures; seconds until it may send another.
+    FailedTooOften(u64),
     NoSecret,
     /// Connections or bodies in memory are at their limit.
     Busy,
+    /// Connections of one address are at their limit.
+    AddressBusy,
+    /// Refused before there was a request to answer.
+    Head(HeadProblem),
     Store(AppendError),
     AckDeadline,
     /// The task that appended died.
     Crashed,
 }
 
+/// What is wrong with the head of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadProblem {
+    /// It is no HTTP, or could be read in two ways.
+    Malformed,
+    TooLarge,
+    Timeout,
+}
+
 impl Reason {
     /// For metrics: one name per counter, in the order of [`Reason::index`].
-    pub const NAMES: [&str; 18] = [
+    pub const NAMES: [&str; 23] = [
         "unknown path",
         "method not allowed",
         "content-encoding not supported",
@@ -61,6 +76,11 @@ impl Reason {
         "store closing",
         "not durable in time",
         "internal error",
+        "too many wrong signatures from one address",
+        "too many connections from one address",
+        "request malformed",
+        "head too large",
+        "head not complete in time",
     ];
 
     pub(super) fn index(self) -> usize {
@@ -83,6 +103,11 @@ impl Reason {
             Reason::Store(AppendError::Closed) => 15,
             Reason::AckDeadline => 16,
             Reason::Crashed => 17,
+            Reason::FailedTooOften(_) => 18,
+            Reason::AddressBusy => 19,
+            Reason::Head(HeadProblem::Malformed) => 20,
+            Reason::Head(HeadProblem::TooLarge) => 21,
+            Reason::Head(HeadProblem::Timeout) => 22,
         }
     }
 
@@ -98,11 +123,14 @@ impl Reason {
             Reason::Method => StatusCode::METHOD_NOT_ALLOWED,
             Reason::ContentEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Reason::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Reason::BodyBroken => StatusCode::BAD_REQUEST,
+            Reason::BodyTimeout | Reason::Head(HeadProblem::Timeout) => StatusCode::REQUEST_TIMEOUT,
+            Reason::BodyBroken | Reason::Head(HeadProblem::Malformed) => StatusCode::BAD_REQUEST,
+            Reason::Head(HeadProblem::TooLarge) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Reason::Signature(_) => StatusCode::UNAUTHORIZED,
+            Reason::FailedTooOften(_) => StatusCode::TOO_MANY_REQUESTS,
             Reason::NoSecret
             | Reason::Busy
+            | Reason::AddressBusy
             | Reason::Store(_)
             | Reason::AckDeadline
             | Reason::Crashed => StatusCode::SERVICE_UNAVAILABLE,
@@ -110,7 +138,7 @@ impl Reason {
     }
 
     /// Deliberately says nothing about why: that is in the rejections ring.
-    fn text(self) -> &'static str {
+    pub(super) fn text(self) -> &'static str {
         match self.status() {
             StatusCode::UNAUTHORIZED => "Invalid signature",
             status => status.canonical_reason().unwrap_or("Refused"),
@@ -150,6 +178,9 @@ impl Answer {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
+        if let Answer::Refused(Reason::FailedTooOften(seconds)) = &self {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(*seconds));
+        }
         if matches!(self, Answer::Refused(reason) if reason.closes()) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -181,6 +212,15 @@ mod tests {
             assert_eq!(response.status(), 503, "{reason:?}");
             assert!(response.headers().contains_key("retry-after"), "{reason:?}");
         }
+    }
+
+    #[test]
+    fn a_429_says_when_to_come_back() {
+        let response = refused(Reason::FailedTooOften(17));
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["retry-after"]),
+            (429, &"17".parse().unwrap())
+        );
     }
 
     #[test]

@@ -10,23 +10,26 @@ use tokio::time::Instant;
 
 use super::answer::Reason;
 
-/// All bodies in memory together: `connections_max` bodies of `body_max` each would be a gigabyte.
-const BUDGET_BYTES: u64 = 32 << 20;
-
 #[derive(Default)]
 pub(super) struct Budget {
     used: AtomicU64,
 }
 
 impl Budget {
-    pub(super) fn share(self: &Arc<Budget>) -> Share {
-        Share { budget: Arc::clone(self), bytes: 0 }
+    /// `max_bytes` for all bodies in memory together: `connections_max` bodies of `body_max` each would be a gigabyte.
+    pub(super) fn share(self: &Arc<Budget>, max_bytes: u64) -> Share {
+        Share { budget: Arc::clone(self), max_bytes, bytes: 0 }
+    }
+
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
     }
 }
 
 /// One request's part of the budget; given back when dropped.
 pub(super) struct Share {
     budget: Arc<Budget>,
+    max_bytes: u64,
     bytes: u64,
 }
 
@@ -36,7 +39,7 @@ impl Share {
         let before = self.budget.used.fetch_add(bytes, Ordering::Relaxed);
         self.bytes += bytes;
         let others = (before + bytes).saturating_sub(self.bytes);
-        others == 0 || before + bytes <= BUDGET_BYTES
+        others == 0 || before + bytes <= self.max_bytes
     }
 }
 
@@ -90,6 +93,8 @@ mod tests {
 
     use super::*;
 
+    const BUDGET_BYTES: u64 = 1_000;
+
     struct Never;
 
     impl Body for Never {
@@ -111,7 +116,7 @@ mod tests {
     async fn a_body_may_be_exactly_as_large_as_the_limit() {
         let budget = Arc::new(Budget::default());
         let body = || Full::new(Bytes::from_static(b"12345"));
-        let mut share = budget.share();
+        let mut share = budget.share(BUDGET_BYTES);
         assert_eq!(read(body(), 5, soon(), &mut share).await, Ok(Bytes::from_static(b"12345")));
         let refused = read(body(), 4, soon(), &mut share).await.map_err(|e| e.0);
         assert_eq!(refused, Err(Reason::BodyTooLarge));
@@ -121,18 +126,19 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_does_not_come_meets_the_deadline() {
         let budget = Arc::new(Budget::default());
-        let refused = read(Never, 5, Instant::now(), &mut budget.share()).await.map_err(|e| e.0);
+        let refused =
+            read(Never, 5, Instant::now(), &mut budget.share(BUDGET_BYTES)).await.map_err(|e| e.0);
         assert_eq!(refused, Err(Reason::BodyTimeout));
     }
 
     #[test]
     fn the_budget_bounds_all_requests_together_but_not_a_lone_one() {
         let budget = Arc::new(Budget::default());
-        let mut first = budget.share();
+        let mut first = budget.share(BUDGET_BYTES);
         assert!(first.take(BUDGET_BYTES * 2));
-        assert!(!budget.share().take(1));
+        assert!(!budget.share(BUDGET_BYTES).take(1));
         drop(first);
-        assert!(budget.share().take(1));
-        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+        assert!(budget.share(BUDGET_BYTES).take(1));
+        assert_eq!(budget.used_bytes(), 0);
     }
 }

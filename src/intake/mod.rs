@@ -7,15 +7,17 @@ mod acme;
 mod answer;
 mod body;
 mod counters;
+mod failures;
 mod listen;
 mod peer;
+mod places;
 mod rejections;
 mod rules;
 mod serve;
 mod service;
 mod tls;
 
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -67,7 +69,8 @@ pub struct Intake {
     clock: Arc<dyn Clock>,
     pub counters: Counters,
     pub rejections: Rejections,
-    connections: AtomicUsize,
+    places: Arc<places::Places>,
+    failures: failures::Failures,
     /// Bodies held in memory by all requests together.
     bodies: Arc<body::Budget>,
     no_secret_line: Throttle,
@@ -84,7 +87,8 @@ impl Intake {
             clock,
             counters: Counters::default(),
             rejections: Rejections::default(),
-            connections: AtomicUsize::new(0),
+            places: Arc::default(),
+            failures: failures::Failures::default(),
             bodies: Arc::default(),
             no_secret_line: Throttle::default(),
             store_line: Throttle::default(),
@@ -108,11 +112,25 @@ impl Intake {
         self.counters.last_hour(self.clock.now())
     }
 
-    /// Connections open now.
+    /// How near its limits it is.
     #[must_use]
-    pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
+    pub fn load(&self) -> Load {
+        Load {
+            connections: self.places.open(),
+            gave_way: self.places.gave_way(),
+            bodies_bytes: self.bodies.used_bytes(),
+        }
     }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// Open now.
+    pub connections: usize,
+    /// Connections closed since the start, on which nothing came, because others needed the place.
+    pub gave_way: u64,
+    /// Bodies in memory.
+    pub bodies_bytes: u64,
 }
 
 /// Lets one line through per [`Throttle::EVERY`], so that a flood of requests is no flood of lines.

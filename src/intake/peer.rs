@@ -1,6 +1,6 @@
 //! Who is at the other end, and whose word is taken for it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -12,21 +12,43 @@ pub(super) enum Origin {
     Unix,
 }
 
-/// The peer's address for logs and the ring: the rightmost address in `X-Forwarded-For` that is no
+impl Origin {
+    /// The address that the connection itself is counted for; proxies speak for many, and are not counted.
+    pub(super) fn counted(self, trusted: &[IpNet]) -> Option<IpAddr> {
+        let Origin::Tcp(address) = self else { return None };
+        let ip = address.ip().to_canonical();
+        (!trusted.iter().any(|net| net.contains(&ip))).then_some(ip)
+    }
+}
+
+/// For logs and the ring.
+pub(super) fn show(peer: Option<IpAddr>) -> String {
+    peer.map_or_else(|| "unix".to_owned(), |ip| ip.to_string())
+}
+
+/// What one customer of an IPv6 provider has at least is one network of 64 bits.
+pub(super) fn network_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => IpAddr::V4(ip),
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
+    }
+}
+
+/// The peer's address: the rightmost address in `X-Forwarded-For` that is no
 /// trusted proxy, where the connection comes from a trusted one. `forwarded` is every value of the
 /// header in the order of arrival.
 pub(super) fn peer_of<'a>(
     origin: Origin,
     forwarded: impl DoubleEndedIterator<Item = &'a [u8]>,
     trusted: &[IpNet],
-) -> String {
+) -> Option<IpAddr> {
     let trusts = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
     let mut nearest = match origin {
         Origin::Unix => None,
         Origin::Tcp(address) => {
             let ip = address.ip().to_canonical();
             if !trusts(ip) {
-                return ip.to_string();
+                return Some(ip);
             }
             Some(ip)
         }
@@ -39,7 +61,7 @@ pub(super) fn peer_of<'a>(
             break;
         }
     }
-    nearest.map_or_else(|| "unix".to_owned(), |ip| ip.to_string())
+    nearest
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
@@ -57,7 +79,7 @@ mod tests {
     fn peer(origin: &str, forwarded: &[&str]) -> String {
         let origin = origin.parse().map_or(Origin::Unix, Origin::Tcp);
         let trusted = ["127.0.0.0/8", "10.0.0.0/8"].map(|n| n.parse().unwrap());
-        peer_of(origin, forwarded.iter().map(|v| v.as_bytes()), &trusted)
+        show(peer_of(origin, forwarded.iter().map(|v| v.as_bytes()), &trusted))
     }
 
     #[test]

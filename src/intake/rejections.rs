@@ -94,6 +94,8 @@ impl Rejections {
         let place = rings.count;
         match note.status {
             404 | 405 => rings.strangers.add(place, note, STRANGERS_SHARE),
+            // No request that could be read.
+            _ if note.method.is_empty() => rings.strangers.add(place, note, STRANGERS_SHARE),
             _ => rings.senders.add(place, note, 1),
         }
     }

@@ -4,9 +4,10 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use hyper::StatusCode;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -14,14 +15,17 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::Intake;
-use super::answer::{Answer, RETRY_AFTER_SECONDS, Reason};
+use super::answer::{Answer, HeadProblem, RETRY_AFTER_SECONDS, Reason};
 use super::listen::{Bound, Socket};
-use super::peer::Origin;
-use super::{Tls, service};
+use super::peer::{Origin, show};
+use super::places::{Full, Limits, Place};
+use super::rejections::Note;
+use super::service::{self, Visit};
+use super::{Intake, Tls};
+use crate::framing::Framed;
 
-const HEAD_MAX_BYTES: usize = 64 << 10;
-const HEADERS_MAX: usize = 100;
+/// hyper has room for so many headers without asking for memory.
+const HEADERS_FOR_FREE: usize = 100;
 /// Connections over the limit that are being told so at one time; more are closed without a word.
 const REFUSALS_MAX: usize = 128;
 /// How long and how much is read and thrown away after the last answer, so that the kernel does not
@@ -97,25 +101,31 @@ async fn accept_loop(
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-            Ok((stream, origin)) => match Slot::take(&intake) {
-                Some(slot) => {
+            Ok((stream, origin)) => match place_for(&intake, origin) {
+                Ok(place) => {
                     let (tls, stopping) = (tls.clone(), shutdown.clone());
+                    let intake = Arc::clone(&intake);
+                    let visit = Visit { intake, origin, place, requests: AtomicU32::new(0) };
                     connections.spawn(async move {
                         match tls {
-                            Some(tls) => secured(&tls, stream, origin, slot, stopping).await,
-                            None => connection(stream, origin, slot, stopping).await,
+                            Some(tls) => secured(&tls, stream, visit, stopping).await,
+                            None => connection(stream, visit, stopping).await,
                         }
                     });
                 }
-                None => {
-                    let busy = Answer::Refused(Reason::Busy);
-                    intake.counters.note(&busy, Duration::ZERO, intake.clock.now());
+                Err(full) => {
+                    let reason = match full {
+                        Full::InAll => Reason::Busy,
+                        Full::Address => Reason::AddressBusy,
+                    };
+                    let answer = Answer::Refused(reason);
+                    intake.counters.note(&answer, Duration::ZERO, intake.clock.now());
                     // A handshake costs more than it is worth here.
                     if tls.is_none()
                         && let Ok(permit) = Arc::clone(&refusals).try_acquire_owned()
                     {
                         connections.spawn(async move {
-                            refuse(stream).await;
+                            say(stream, reason).await;
                             drop(permit);
                         });
                     }
@@ -130,85 +140,130 @@ async fn accept_loop(
     }
 }
 
-/// One of `connections_max`.
-struct Slot(Arc<Intake>);
-
-impl Slot {
-    fn take(intake: &Arc<Intake>) -> Option<Slot> {
-        let max = intake.live().limits.connections_max;
-        let slot = Slot(Arc::clone(intake));
-        (intake.connections.fetch_add(1, Ordering::Relaxed) < max).then_some(slot)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
+fn place_for(intake: &Arc<Intake>, origin: Origin) -> Result<Place, Full> {
+    let live = intake.live();
+    let limits = Limits {
+        in_all: live.limits.connections_max,
+        per_address: live.limits.connections_per_address,
+    };
+    intake.places.take(origin.counted(&live.limits.trusted_proxies), limits)
 }
 
 /// A handshake has as long as a request's head.
 async fn secured(
     tls: &Tls,
     stream: Box<dyn Stream>,
-    origin: Origin,
-    slot: Slot,
+    visit: Visit,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let limit = slot.0.live().limits.read_timeout;
+    let limit = visit.intake.live().limits.read_timeout;
+    let origin = visit.origin;
     let handshake = tokio::select! {
         handshake = tokio::time::timeout(limit, tls.accept(stream)) => handshake,
         () = stopped(&mut stopping) => return,
+        () = visit.place.give_way() => return,
     };
     match handshake {
-        Ok(Ok(Some(stream))) => connection(Box::new(stream), origin, slot, stopping).await,
+        Ok(Ok(Some(stream))) => connection(Box::new(stream), visit, stopping).await,
         Ok(Ok(None)) => {}
         Ok(Err(error)) => tracing::debug!(?origin, %error, "no TLS"),
         Err(_) => tracing::debug!(?origin, "no TLS in time"),
     }
 }
 
-async fn connection(
-    stream: Box<dyn Stream>,
-    origin: Origin,
-    slot: Slot,
-    mut shutdown: watch::Receiver<bool>,
-) {
-    let intake = Arc::clone(&slot.0);
-    let read_timeout = intake.live().limits.read_timeout;
+async fn connection(stream: Box<dyn Stream>, visit: Visit, mut shutdown: watch::Receiver<bool>) {
+    let visit = Arc::new(visit);
+    let live = visit.intake.live();
+    let limits = &live.limits;
     let service = service_fn(|request| {
-        let answer = service::answer(Arc::clone(&intake), origin, request);
+        let answer = service::answer(Arc::clone(&visit), request);
         Box::pin(async move { Ok::<_, Infallible>(answer.await) })
     });
-    let mut http = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    builder
         .timer(TokioTimer::new())
         // Counts from the end of the previous answer: it is the idle limit of kept connections too.
-        .header_read_timeout(read_timeout)
-        .max_buf_size(HEAD_MAX_BYTES)
-        .max_headers(HEADERS_MAX)
+        .header_read_timeout(limits.read_timeout)
+        .max_buf_size(limits.head_max)
         // A sender that closes its half after the request still gets its answer.
-        .half_close(true)
-        .serve_connection(TokioIo::new(stream), service);
+        .half_close(true);
+    if limits.headers_max != HEADERS_FOR_FREE {
+        builder.max_headers(limits.headers_max);
+    }
+    let framed = Framed::new(stream, limits.head_max);
+    let mut http = builder.serve_connection(TokioIo::new(framed), service);
     let mut stopping = false;
     let ended = loop {
         tokio::select! {
+            // First: an answer that is ready goes out before the place is given up.
+            biased;
             ended = poll_fn(|cx| http.poll_without_shutdown(cx)) => break ended,
+            () = visit.place.give_way() => return,
             () = stopped(&mut shutdown), if !stopping => {
                 stopping = true;
                 std::pin::Pin::new(&mut http).graceful_shutdown();
             }
         }
     };
+    let framed = http.into_parts().io.into_inner();
+    let problem = match &ended {
+        Ok(()) => None,
+        Err(error) if error.is_timeout() => framed.is_amid_head().then_some(HeadProblem::Timeout),
+        Err(error) if error.is_parse_too_large() => Some(HeadProblem::TooLarge),
+        Err(error) if error.is_parse() => Some(HeadProblem::Malformed),
+        Err(_) => None,
+    };
     if let Err(error) = ended {
-        tracing::debug!(?origin, %error, "connection ended");
+        tracing::debug!(origin = ?visit.origin, %error, "connection ended");
     }
-    linger(http.into_parts().io.into_inner()).await;
+    let stream = framed.into_inner();
+    match problem {
+        None => linger(stream).await,
+        Some(problem) => {
+            note_head(&visit, problem);
+            match problem {
+                HeadProblem::Timeout => say(stream, Reason::Head(problem)).await,
+                // hyper has said so itself.
+                HeadProblem::Malformed | HeadProblem::TooLarge => linger(stream).await,
+            }
+        }
+    }
 }
 
-/// Says 503 without reading the request: whoever is over the limit costs next to nothing.
-async fn refuse(mut stream: Box<dyn Stream>) {
+/// Of a request that hyper did not give to anyone.
+fn note_head(visit: &Visit, problem: HeadProblem) {
+    let Visit { intake, origin, .. } = visit;
+    let reason = Reason::Head(problem);
+    let now = intake.clock.now();
+    intake.counters.note(&Answer::Refused(reason), Duration::ZERO, now);
+    let peer = match origin {
+        Origin::Tcp(address) => Some(address.ip().to_canonical()),
+        Origin::Unix => None,
+    };
+    intake.rejections.add(Note {
+        time: now.wall.to_rfc3339(),
+        peer: show(peer),
+        method: String::new(),
+        path: String::new(),
+        status: reason.status().as_u16(),
+        reason: reason.name(),
+        headers: Vec::new(),
+        body: None,
+        body_base64: None,
+        took_ms: 0,
+    });
+}
+
+/// Answers without a request that hyper has read: whoever is over a limit costs next to nothing.
+async fn say(mut stream: Box<dyn Stream>, reason: Reason) {
+    let (status, text) = (reason.status(), reason.text());
+    let later = match status {
+        StatusCode::SERVICE_UNAVAILABLE => format!("retry-after: {RETRY_AFTER_SECONDS}\r\n"),
+        _ => String::new(),
+    };
     let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nretry-after: {RETRY_AFTER_SECONDS}\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: 19\r\n\r\nService Unavailable"
+        "HTTP/1.1 {status}\r\n{later}connection: close\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{text}",
+        text.len()
     );
     if let Ok(Ok(())) = tokio::time::timeout(LINGER, stream.write_all(answer.as_bytes())).await {
         linger(stream).await;

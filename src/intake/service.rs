@@ -1,33 +1,46 @@
 //! One request: limits, signature, append, answer.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
-use hyper::header::HeaderMap;
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Request, Response};
+use ipnet::IpNet;
 use tokio::time::Instant;
 
 use super::answer::{Answer, Reason};
 use super::body::{self, Share};
-use super::peer::{Origin, peer_of};
+use super::peer::{Origin, peer_of, show};
+use super::places::Place;
 use super::rejections::{HEADERS_KEPT_BYTES, Note, PATH_KEPT_CHARS};
 use super::rules::{self, Head};
-use super::{Intake, Live, LiveSource};
+use super::{Intake, LiveSource};
 use crate::event::{Envelope, NewEvent, id_of_body};
-use crate::signature;
+use crate::signature::{self, Rejection};
 use crate::store::record::RECORD_BYTES_MAX;
 
-pub(super) async fn answer(
-    intake: Arc<Intake>,
-    origin: Origin,
-    request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
+/// One connection.
+pub(super) struct Visit {
+    pub intake: Arc<Intake>,
+    pub origin: Origin,
+    pub place: Place,
+    /// Requests so far.
+    pub requests: AtomicU32,
+}
+
+pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let arrived = Instant::now();
+    let Visit { intake, origin, place, requests } = &*visit;
     let live = intake.live();
     let (head, body) = request.into_parts();
+    let last = requests.fetch_add(1, Ordering::Relaxed) + 1 >= live.limits.requests_per_connection
+        // What comes after a chunked body nobody has framed.
+        || head.headers.contains_key(header::TRANSFER_ENCODING);
     let mut seen = Bytes::new();
     let answer = match live.sources.iter().find(|s| s.config.path == head.uri.path()) {
         None => Answer::Refused(Reason::UnknownPath),
@@ -38,7 +51,7 @@ pub(super) async fn answer(
                 Err(reason) => Answer::Refused(reason),
                 Ok(Head::Ping) => Answer::Ping,
                 Ok(Head::ReadBody) => {
-                    let mut share = intake.bodies.share();
+                    let mut share = intake.bodies.share(limits.bodies_max);
                     let deadline = arrived + limits.read_timeout;
                     match body::read(body, limits.body_max, deadline, &mut share).await {
                         Err((reason, start)) => {
@@ -46,31 +59,56 @@ pub(super) async fn answer(
                             Answer::Refused(reason)
                         }
                         Ok(whole) => {
+                            place.works();
                             seen = whole.clone();
                             let by = arrived + limits.ack_deadline;
-                            take(&intake, source, &head.headers, whole, share, by).await
+                            take(intake, source, &head.headers, whole, share, by).await
                         }
                     }
                 }
             }
         }
     };
+    let peer = || peer(*origin, &head.headers, &live.limits.trusted_proxies);
+    let answer = match answer {
+        // Whoever signed it rightly has done nothing wrong.
+        Answer::Refused(Reason::Signature(rejection)) if rejection != Rejection::Expired => {
+            let limit = live.limits.failed_signatures;
+            match intake.failures.note(peer(), limit, intake.clock.now()) {
+                Ok(()) => answer,
+                Err(seconds) => Answer::Refused(Reason::FailedTooOften(seconds)),
+            }
+        }
+        answer => answer,
+    };
     let took = arrived.elapsed();
     intake.counters.note(&answer, took, intake.clock.now());
     let reason = match &answer {
         Answer::Stored(_) | Answer::NotWanted => None,
         Answer::Ping => Some("ping"),
+        // The ring has had a hundred of them from there.
+        Answer::Refused(Reason::FailedTooOften(_)) => None,
         Answer::Refused(reason) => Some(reason.name()),
     };
     if let Some(reason) = reason {
-        let mut note = note_of(&intake, &live, origin, &head, reason);
+        let mut note = note_of(intake, peer(), &head, reason);
         note.status = answer.status().as_u16();
         note.took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         note.set_body(&seen);
         tracing::debug!(peer = %note.peer, method = %note.method, path = ?note.path, status = note.status, reason, "no event");
         intake.rejections.add(note);
     }
-    answer.into_response()
+    let mut response = answer.into_response();
+    if last {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    place.waits();
+    response
+}
+
+fn peer(origin: Origin, headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
+    let forwarded = headers.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes);
+    peer_of(origin, forwarded, trusted)
 }
 
 /// A whole body has arrived for `source`.
@@ -147,19 +185,16 @@ async fn append(intake: &Intake, event: NewEvent, share: Share, by: Instant) -> 
 
 fn note_of(
     intake: &Intake,
-    live: &Live,
-    origin: Origin,
+    peer: Option<IpAddr>,
     head: &hyper::http::request::Parts,
     reason: &'static str,
 ) -> Note {
-    let forwarded: Vec<&[u8]> =
-        head.headers.get_all("x-forwarded-for").iter().map(|v| v.as_bytes()).collect();
     let kept = rules::kept_headers(&head.headers, HEADERS_KEPT_BYTES);
     let text =
         |(name, value): (String, Vec<u8>)| (name, String::from_utf8_lossy(&value).into_owned());
     Note {
         time: intake.clock.now().wall.to_rfc3339(),
-        peer: peer_of(origin, forwarded.into_iter(), &live.limits.trusted_proxies),
+        peer: show(peer),
         method: head.method.as_str().chars().take(32).collect(),
         path: head.uri.path().chars().take(PATH_KEPT_CHARS).collect(),
         status: 0,

@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::acme::{self, Served};
-use crate::{config, trust};
+use crate::{config, files, trust};
 
 /// How often the files are looked at. No watch on them: tools put links, folders and new files in their place.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -146,6 +146,12 @@ fn stamp(cert: &Path, key: &Path) -> Option<Stamp> {
 
 fn load(cert: &Path, key: &Path) -> Result<CertifiedKey, String> {
     let chain = trust::certificates(cert).map_err(|e| format!("intake.tls.cert: {e}"))?;
+    if files::is_open_to_all(key) {
+        return Err(format!(
+            "intake.tls.key: every user can read or write {0}; run: chmod o-rwx {0}",
+            key.display()
+        ));
+    }
     let private = PrivateKeyDer::from_pem_file(key).map_err(|e| {
         format!("intake.tls.key: cannot read {} as a private key in PEM form: {e}", key.display())
     })?;

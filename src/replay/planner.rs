@@ -14,7 +14,7 @@ mod spacing;
 mod tests;
 mod track;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::clock::Timestamp;
 use crate::config::{Circuit, Order, Rate};
@@ -202,6 +202,11 @@ pub struct HandlerSnapshot {
 }
 
 pub struct Planner {
+    /// Attempts at once, over all handlers.
+    attempts_max: usize,
+    running: usize,
+    /// Whose next attempt waits for another's end, in the order of their turns.
+    crowded: VecDeque<HandlerName>,
     tracks: BTreeMap<HandlerName, Track>,
     rng: fastrand::Rng,
     epoch: u64,
@@ -212,11 +217,20 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// `rng` feeds the jitter of schedules.
+    /// `rng` feeds the jitter of schedules; `attempts_max` may run at once, of all handlers together.
     #[must_use]
-    pub fn new(rng: fastrand::Rng) -> Planner {
-        let tracks = BTreeMap::new();
-        Planner { tracks, rng, epoch: 0, logged: 0, applied: 0, caught_up: false }
+    pub fn new(rng: fastrand::Rng, attempts_max: usize) -> Planner {
+        Planner {
+            attempts_max: attempts_max.max(1),
+            running: 0,
+            crowded: VecDeque::new(),
+            tracks: BTreeMap::new(),
+            rng,
+            epoch: 0,
+            logged: 0,
+            applied: 0,
+            caught_up: false,
+        }
     }
 
     /// `now` is schedule time.
@@ -267,18 +281,37 @@ impl Planner {
                 return self.on(&handler, now, |track, _| track.set_paused(false));
             }
         }
-        for track in self.tracks.values_mut() {
-            let mut step = Step {
-                now,
-                applied: self.applied,
-                caught_up: self.caught_up,
-                rng: &mut self.rng,
-                out: &mut out,
-            };
-            track.advance(&mut step);
+        self.serve_the_crowded(now, &mut out);
+        let room = self.room();
+        let mut step = Step {
+            now,
+            applied: self.applied,
+            caught_up: self.caught_up,
+            room,
+            rng: &mut self.rng,
+            out: &mut out,
+        };
+        for (name, track) in &mut self.tracks {
+            if track.advance(&mut step) {
+                self.crowded.push_back(name.clone());
+            }
         }
+        self.running += room - step.room;
         self.tracks.retain(|_, track| !track.is_gone());
         out
+    }
+
+    fn room(&self) -> usize {
+        self.attempts_max.saturating_sub(self.running)
+    }
+
+    /// One attempt each, in turn, as long as there is room: none of them gets all that comes free.
+    fn serve_the_crowded(&mut self, now: Timestamp, out: &mut Vec<Command>) {
+        while self.room() > 0
+            && let Some(handler) = self.crowded.pop_front()
+        {
+            self.advance(&handler, now, 1, out, |track, _| track.has_its_turn());
+        }
     }
 
     /// When something will be due that no input announces.
@@ -295,7 +328,7 @@ impl Planner {
     /// Attempts that run now.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.tracks.values().map(Track::running).sum()
+        self.running
     }
 
     fn configure(&mut self, plans: Vec<HandlerPlan>) {
@@ -322,19 +355,35 @@ impl Planner {
         take: impl FnOnce(&mut Track, &mut Step),
     ) -> Vec<Command> {
         let mut out = Vec::new();
-        let Some(track) = self.tracks.get_mut(handler) else { return out };
-        let mut step = Step {
-            now,
-            applied: self.applied,
-            caught_up: self.caught_up,
-            rng: &mut self.rng,
-            out: &mut out,
-        };
+        // Those whose turn it is come first.
+        let starts_max = if self.crowded.is_empty() { usize::MAX } else { 0 };
+        self.advance(handler, now, starts_max, &mut out, take);
+        self.serve_the_crowded(now, &mut out);
+        out
+    }
+
+    fn advance(
+        &mut self,
+        handler: &HandlerName,
+        now: Timestamp,
+        starts_max: usize,
+        out: &mut Vec<Command>,
+        take: impl FnOnce(&mut Track, &mut Step),
+    ) {
+        let Some(track) = self.tracks.get_mut(handler) else { return };
+        let (applied, caught_up, rng) = (self.applied, self.caught_up, &mut self.rng);
+        let mut step = Step { now, applied, caught_up, room: 0, rng, out };
+        let before = track.running();
         take(track, &mut step);
-        track.advance(&mut step);
+        self.running = self.running + track.running() - before;
+        let room = self.attempts_max.saturating_sub(self.running).min(starts_max);
+        step.room = room;
+        if track.advance(&mut step) {
+            self.crowded.push_back(handler.clone());
+        }
+        self.running += room - step.room;
         if track.is_gone() {
             self.tracks.remove(handler);
         }
-        out
     }
 }

@@ -167,9 +167,14 @@ impl ReplayHandle {
     }
 }
 
-/// Starts the replayer; call within a tokio runtime. It begins when the index has caught up.
+/// Starts the replayer, which runs `attempts_max` attempts at once; call within a tokio runtime. It begins when the index has caught up.
 #[must_use]
-pub fn start(store: Store, clock: Arc<dyn Clock>, handlers: Vec<RunnerHandler>) -> ReplayHandle {
+pub fn start(
+    store: Store,
+    clock: Arc<dyn Clock>,
+    handlers: Vec<RunnerHandler>,
+    attempts_max: usize,
+) -> ReplayHandle {
     let (requests, incoming) = mpsc::channel(64);
     let (inbox_in, inbox) = mpsc::channel(INBOX_MAX);
     let tally = Arc::new(Tally::default());
@@ -185,7 +190,7 @@ pub fn start(store: Store, clock: Arc<dyn Clock>, handlers: Vec<RunnerHandler>) 
     let settling = tokio::spawn(settle::run(Arc::clone(&shared), settling));
     let mut runner = Runner {
         shared,
-        planner: Planner::new(fastrand::Rng::new()),
+        planner: Planner::new(fastrand::Rng::new(), attempts_max),
         epoch: 0,
         handlers: HashMap::new(),
         queues: HashMap::new(),

@@ -7,17 +7,19 @@ mod verify;
 
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 pub use sign::{sign, sign_hex};
 pub use verify::{Rejection, Verified, verify};
 
-/// A signing secret. Never printed.
+/// A signing secret. Never printed, and wiped from memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Vec<u8>);
+pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Secret {
-        Secret(bytes)
+        Secret(Zeroizing::new(bytes))
     }
 
     /// A fresh one: 32 random bytes as 64 hexadecimal digits, so that it can be printed and pasted.
@@ -27,7 +29,7 @@ impl Secret {
     pub fn generate() -> Result<Secret, getrandom::Error> {
         let mut random = [0; 32];
         getrandom::fill(&mut random)?;
-        Ok(Secret(hex::encode(random).into_bytes()))
+        Ok(Secret::new(hex::encode(random).into_bytes()))
     }
 
     #[must_use]

@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -16,6 +16,8 @@ const VERSION: &str = "store-version";
 const TIMELINE: &str = "timeline";
 const FORMAT: u32 = 1;
 const SMALL_BYTES: usize = 256;
+/// What is ours has no deeper folders.
+const LINK_DEPTH_MAX: usize = 4;
 
 #[must_use]
 pub fn log_dir(data_dir: &Path) -> PathBuf {
@@ -42,7 +44,9 @@ pub fn lock(data_dir: &Path) -> Result<File, OpenError> {
         .mode(0o700)
         .create(data_dir)
         .map_err(|e| failed("cannot create the data directory", data_dir, &e))?;
+    close_to_others(data_dir)?;
     let path = data_dir.join(LOCK);
+    refuse_links(data_dir, LINK_DEPTH_MAX)?;
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -58,6 +62,48 @@ pub fn lock(data_dir: &Path) -> Result<File, OpenError> {
         .and_then(|()| file.write_all(pid.as_bytes()))
         .map_err(|e| failed("cannot write", &path, &e))?;
     Ok(file)
+}
+
+/// What an administrator made by hand is often open to all.
+fn close_to_others(data_dir: &Path) -> Result<(), OpenError> {
+    let failed = |e: io::Error| failed("cannot close to other users", data_dir, &e);
+    let mut permissions = std::fs::metadata(data_dir).map_err(failed)?.permissions();
+    let mode = permissions.mode();
+    if mode & 0o077 != 0 {
+        permissions.set_mode(mode & !0o077);
+        std::fs::set_permissions(data_dir, permissions).map_err(failed)?;
+        tracing::info!(dir = %data_dir.display(), "closed the data directory to other users");
+    }
+    Ok(())
+}
+
+/// Whoever could once write here may have left a link that leads our writes elsewhere. `data_dir` itself may be one: its
+/// owner chose it.
+fn refuse_links(dir: &Path, depth: usize) -> Result<(), OpenError> {
+    let entries = match std::fs::read_dir(dir) {
+        // lost+found, which is root's.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        entries => entries.map_err(|e| failed("cannot read", dir, &e))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| failed("cannot read", dir, &e))?;
+        let path = entry.path();
+        // Somebody's socket or partial file may be gone again.
+        let Ok(meta) = entry.metadata() else { continue };
+        let kind = meta.file_type();
+        let (what, remedy) = if kind.is_symlink() {
+            ("a symbolic link", "put what it points to in its place, or move the whole data_dir")
+        } else if kind.is_file() && meta.nlink() > 1 {
+            ("a hard link, the file having another name", "make a copy of its own of it")
+        } else {
+            if kind.is_dir() && depth > 0 {
+                refuse_links(&path, depth - 1)?;
+            }
+            continue;
+        };
+        return Err(OpenError::Other(format!("{} is {what}; {remedy}", path.display())));
+    }
+    Ok(())
 }
 
 /// For reading a store that nobody runs on, without changing anything.

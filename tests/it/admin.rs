@@ -20,6 +20,14 @@ impl Server {
         })
     }
 
+    /// The metric's value; `name` with its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = Api::of(self).ask("GET", "/metrics", "").body;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        assert!(line.is_some(), "{name} is not in\n{text}");
+        line.unwrap().parse().unwrap()
+    }
+
     pub fn token(&self) -> String {
         let text = std::fs::read_to_string(self.data().join("admin.token")).unwrap();
         text.trim().to_owned()

@@ -1,7 +1,6 @@
 //! Every row of the table in interface.md §2, and what odd clients do.
 
 use std::io::{BufReader, Read, Write};
-use std::time::{Duration, Instant};
 
 use crate::support::{Answer, PATH, SECRET, Server, connect, hmac_hex as sign, read_answer};
 
@@ -170,27 +169,141 @@ fn pipelined_requests_are_answered_in_order() {
     assert_eq!(statuses, [200, 404, 200]);
 }
 
+/// A server whose disk takes `seconds` for each sync.
+fn with_slow_disk(config: &str, seconds: u32) -> Server {
+    let mut server = Server::stopped(config);
+    let delay = format!("inject=fdatasync:delay_enter={seconds}000000");
+    let strace = ["strace", "-D", "-f", "--seccomp-bpf", "-o", "/dev/null"];
+    server.through = strace
+        .into_iter()
+        .chain(["-e", "trace=fdatasync", "-e", &delay])
+        .map(str::to_owned)
+        .collect();
+    server.spawn();
+    server
+}
+
+/// So many events are on their way to the disk.
+fn wait_until_taken(server: &Server, events: usize, body: &[u8]) {
+    let bytes = (events * body.len()) as f64;
+    crate::support::eventually("all are being stored", || {
+        (server.metric("bluehook_bodies_bytes") >= bytes).then_some(())
+    });
+}
+
 #[test]
-fn a_connection_over_the_limit_is_told_so_at_once() {
-    let server = Server::start(&config("connections_max = 2"));
-    // An answered request proves that the connection holds its place.
-    let held: Vec<_> = (0..2)
+fn a_connection_over_the_limit_is_told_so_at_once_where_none_is_idle() {
+    for (limits, metric) in [
+        ("connections_max = 2", "too busy"),
+        (
+            "connections_per_address = 2\ntrusted_proxies = []",
+            "too many connections from one address",
+        ),
+    ] {
+        let server = with_slow_disk(&config(limits), 2);
+        let event = |n: usize| format!(r#"{{"eventId":"busy-{n}","type":"message.read"}}"#);
+        std::thread::scope(|scope| {
+            let busy = [1, 2].map(|n| {
+                let server = &server;
+                scope.spawn(move || post_signed(server, event(n).as_bytes()).status)
+            });
+            wait_until_taken(&server, 2, event(1).as_bytes());
+            let response = post_signed(&server, event(3).as_bytes());
+            assert_eq!(response.status, 503, "{limits}");
+            assert!(response.header("retry-after").is_some());
+            assert_eq!(busy.map(|posted| posted.join().unwrap()), [200, 200]);
+        });
+        assert_eq!(post_signed(&server, event(3).as_bytes()).status, 200);
+        let refused = format!("bluehook_requests_refused_total{{reason=\"{metric}\"}}");
+        assert_eq!(server.metric(&refused), 1.0);
+    }
+}
+
+#[test]
+fn a_connection_on_which_nothing_comes_gives_way_to_one_that_brings_something() {
+    for limits in ["connections_max = 3", "connections_per_address = 3\ntrusted_proxies = []"] {
+        // Long enough for none of them to end by itself.
+        let text = config(limits).replace("read_timeout = \"1s\"", "read_timeout = \"1m\"");
+        let server = Server::start(&text);
+        let mut half_a_head = connect(server.addr);
+        half_a_head.write_all(b"POST / HTTP/1.1\r\nhost: ").unwrap();
+        let mut half_a_body = connect(server.addr);
+        let head = format!("POST {PATH} HTTP/1.1\nhost: it\ncontent-length: 10");
+        half_a_body.write_all(&raw(&head, b"12345")).unwrap();
+        // This one was of use a moment ago.
+        let mut used = server.client();
+        assert_eq!(used.request("GET", PATH, &[], b"").unwrap().status, 200);
+        let newcomers: Vec<_> = (1..=2)
+            .map(|n| {
+                let mut client = server.client();
+                let event = format!(r#"{{"eventId":"new-{n}","type":"message.read"}}"#);
+                assert_eq!(client.post_signed(&event).unwrap().status, 200, "{limits}");
+                client
+            })
+            .collect();
+        for mut stream in [half_a_head, half_a_body] {
+            assert_ne!(stream.read(&mut [0; 1]).ok(), Some(1));
+        }
+        assert_eq!(used.request("GET", PATH, &[], b"").unwrap().status, 200);
+        drop(newcomers);
+        crate::support::eventually("they are counted", || {
+            (server.metric("bluehook_connections_gave_way_total") >= 2.0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn after_so_many_requests_a_connection_is_closed() {
+    let server = Server::start(&config("requests_per_connection = 3"));
+    let mut client = server.client();
+    let said: Vec<_> = (0..4)
         .map(|_| {
-            let mut stream = connect(server.addr);
-            stream.write_all(&raw(&format!("GET {PATH} HTTP/1.1\nhost: it"), b"")).unwrap();
-            let mut reader = BufReader::new(stream);
-            assert_eq!(read_answer(&mut reader, false).unwrap().status, 200);
-            reader
+            let answer = client.request("GET", PATH, &[], b"").unwrap();
+            (answer.status, answer.header("connection").map(str::to_owned))
         })
         .collect();
-    let asked = Instant::now();
-    let response = post(&server, &[], b"");
-    assert_eq!(response.status, 503);
-    assert!(response.header("retry-after").is_some());
-    assert!(asked.elapsed() < Duration::from_secs(1));
-    drop(held);
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while post(&server, &[], b"").status != 200 {
-        assert!(Instant::now() < deadline, "no place came free");
+    let open = (200, None);
+    assert_eq!(said, [open.clone(), open.clone(), (200, Some("close".to_owned())), open]);
+}
+
+#[test]
+fn bodies_in_memory_have_their_limit() {
+    let server = Server::start(&config("bodies_max = \"1 MiB\"").replace("64 KiB", "1 MiB"));
+    let part = vec![b'x'; 700 << 10];
+    let head = format!("POST {PATH} HTTP/1.1\nhost: it\ncontent-length: {}", part.len() + 1);
+    let mut first = connect(server.addr);
+    first.write_all(&raw(&head, &part)).unwrap();
+    wait_until_taken(&server, 1, &part);
+    let response = post_signed(&server, &part);
+    assert_eq!((response.status, response.header("retry-after")), (503, Some("5")));
+    assert_eq!(server.metric("bluehook_requests_refused_total{reason=\"too busy\"}"), 1.0);
+    drop(first);
+    crate::support::eventually("its share is given back", || {
+        (server.metric("bluehook_bodies_bytes") == 0.0).then_some(())
+    });
+    assert_eq!(post_signed(&server, &part).status, 200);
+}
+
+#[test]
+fn wrong_signatures_have_their_limit_and_right_ones_pass_all_the_while() {
+    let limits = "failed_signatures = \"3/h\"\ntrusted_proxies = [\"127.0.0.1\"]";
+    let server = Server::start(&config(limits));
+    let event = br#"{"eventId":"x-1","type":"message.read"}"#;
+    let from = |address: &str, signature: &str| {
+        post(&server, &[("x-forwarded-for", address), (SIGNATURE, signature)], event)
+    };
+    let (good, wrong) = (sign(SECRET, event), sign("other", event));
+    for signature in [&wrong, "nonsense", &wrong] {
+        assert_eq!(from("192.0.2.1", signature).status, 401);
     }
+    let refused = from("192.0.2.1", &wrong);
+    assert_eq!((refused.status, &*refused.body), (429, "Too Many Requests"));
+    let seconds: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((3_500..=3_601).contains(&seconds), "{seconds}");
+    assert_eq!(from("192.0.2.1", &good).status, 200);
+    assert_eq!(from("192.0.2.1", &wrong).status, 429);
+    assert_eq!(from("192.0.2.2", &wrong).status, 401);
+    let name = "too many wrong signatures from one address";
+    let counted = server.metric(&format!("bluehook_requests_refused_total{{reason=\"{name}\"}}"));
+    assert_eq!(counted, 2.0);
 }

@@ -304,6 +304,10 @@ impl Program {
         Program { path: PathBuf::from(env!("CARGO_BIN_EXE_bluehook")), defect: None }
     }
 
+    pub fn at(path: PathBuf) -> Program {
+        Program { path, defect: None }
+    }
+
     /// One with a deliberate defect (`src/defect.rs`), for the tests of the tests.
     pub fn with_defect(defect: &'static str) -> Program {
         let path = Program::plain().path.with_file_name("bluehook-defects");

@@ -10,7 +10,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::support::{PATH, SECRET, Server, event_body, eventually, hmac_hex};
+use crate::support::{PATH, PATIENCE, SECRET, Server, event_body, eventually, hmac_hex};
 
 const FILES: &str = "[intake]\nlisten = [\"127.0.0.1:0\", \"unix:{dir}/in.sock\"]\n[intake.tls]\ncert = \"{dir}/cert.pem\"\nkey = \"{dir}/key.pem\"\n";
 
@@ -96,8 +96,10 @@ fn a_handshake_that_does_not_end_gives_its_place_back() {
     // The first bytes of a greeting that never goes on.
     held[0].write_all(b"\x16\x03\x01\x02\x00").unwrap();
     for stream in &mut held {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         // Closed or reset, but ended.
-        let _ = stream.read(&mut [0; 64]);
+        let ended = stream.read(&mut [0; 64]);
+        assert!(!matches!(&ended, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock), "held");
     }
     let trusted = certificate(server.dir.path());
     eventually("there is room again", || {

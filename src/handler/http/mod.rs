@@ -18,9 +18,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use super::address::{Refused, Resolver, is_public};
+use super::address::{Refused, Resolver, is_allowed};
 use super::redact::{Redactor, shorten};
-use super::{Call, Common, Handler, KEPT_BYTES, Report, seconds};
+use super::{BuildContext, Call, Common, Handler, KEPT_BYTES, Report, seconds};
 use crate::clock::BoxFuture;
 use crate::config::{self, ForwardSign};
 use crate::delivery::Outcome;
@@ -55,7 +55,7 @@ impl Http {
     pub(super) fn new(
         http: &config::Http,
         plan: Plan,
-        sources: &[config::Source],
+        ctx: &BuildContext<'_>,
         concurrency: usize,
         common: Common,
     ) -> Result<Http, String> {
@@ -65,8 +65,7 @@ impl Http {
         tcp.set_nodelay(true);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(
-                crate::trust::client_config(http.ca.as_deref())
-                    .map_err(|e| format!("http.ca: {e}"))?,
+                ctx.trust.client_config(http.ca.as_deref()).map_err(|e| format!("http.ca: {e}"))?,
             )
             .https_or_http()
             .enable_http1()
@@ -79,7 +78,7 @@ impl Http {
         Ok(Http {
             plan,
             sign: http.sign,
-            signers: Signers::new(sources),
+            signers: Signers::new(ctx.sources),
             permanent: http.permanent.clone(),
             allow_private: http.allow_private,
             delivery_headers: http.delivery_headers,
@@ -173,7 +172,7 @@ impl Http {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         match bare.parse::<IpAddr>() {
             Ok(address)
-                if !self.allow_private && !self.plan.host_is_literal && !is_public(address) =>
+                if !is_allowed(address, self.allow_private || self.plan.host_is_literal) =>
             {
                 Err(Outcome::retry(Refused { host: bare.to_owned(), address }.to_string()))
             }

@@ -101,6 +101,41 @@ fn concurrency_is_used_and_not_exceeded() {
 }
 
 #[test]
+fn all_handlers_together_keep_to_what_may_run_at_once_and_take_turns() {
+    let plans = ["a", "b", "c", "d", "e"].map(plan).to_vec();
+    let mut w = World::with_room(plans, always(1_000, Outcome::Delivered), 3);
+    for _ in 0..12 {
+        w.event();
+    }
+    w.run_for(10_000);
+    let running_at =
+        |ms: i64| w.ran.iter().filter(|r| (r.start..r.end).contains(&(T0 + ms))).count();
+    assert_eq!((0..9).map(|s| running_at(s * 1_000 + 500)).max(), Some(3));
+    for upto in 1..w.ran.len() {
+        let count = |name: &str| w.ran[..upto].iter().filter(|r| r.handler == name).count();
+        let counts = ["a", "b", "c", "d", "e"].map(count);
+        // Whoever is first to know of the events begins with more.
+        assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 4, "{counts:?}");
+    }
+    w.run_for(20_000);
+    assert_eq!(w.ran.len(), 60);
+    assert_eq!(w.planner.running(), 0);
+}
+
+#[test]
+fn a_handler_that_fills_all_the_room_holds_up_no_other_for_longer_than_one_attempt() {
+    let greedy = HandlerPlan { concurrency: 100, ..plan("a") };
+    let mut w = World::with_room(vec![greedy, plan("b")], always(1_000, Outcome::Delivered), 4);
+    for _ in 0..40 {
+        w.event();
+    }
+    w.run_for(30_000);
+    let starts: Vec<_> = w.ran.iter().filter(|r| r.handler == "b").map(|r| r.start - T0).collect();
+    assert_eq!((starts.len(), w.ran.len()), (40, 80));
+    assert!(starts[0] <= 1_000, "{starts:?}");
+}
+
+#[test]
 fn a_burst_is_spaced_by_the_rate() {
     let rated = HandlerPlan { rate: Some(World::rate(5, 1)), ..plan("a") };
     let mut w = World::new(vec![rated], always(1, Outcome::Delivered));

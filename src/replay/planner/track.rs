@@ -1,6 +1,7 @@
 //! One handler's part of the planner.
 
 mod settling;
+mod view;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -8,8 +9,8 @@ use super::breaker::Breaker;
 use super::lanes::Lanes;
 use super::spacing::Spacing;
 use super::{
-    Command, DUE_POLL_MS, FENCES_MAX, Found, HandlerPlan, HandlerSnapshot, Head, LANES_MAX,
-    MOVED_GAP_MS, READY_MAX, SKIPPED_MIN, WAITING_MAX,
+    Command, DUE_POLL_MS, FENCES_MAX, Found, HandlerPlan, Head, LANES_MAX, MOVED_GAP_MS, READY_MAX,
+    SKIPPED_MIN, WAITING_MAX,
 };
 use crate::clock::Timestamp;
 use crate::config::Order;
@@ -20,6 +21,8 @@ pub(super) struct Step<'a> {
     pub now: Timestamp,
     pub applied: Seq,
     pub caught_up: bool,
+    /// So many attempts may start.
+    pub room: usize,
     pub rng: &'a mut fastrand::Rng,
     pub out: &'a mut Vec<Command>,
 }
@@ -95,6 +98,8 @@ pub(super) struct Track {
     timers: BTreeSet<(Timestamp, Seq)>,
     lanes: Lanes,
     running: usize,
+    /// It has told the planner that it waits for room.
+    in_line: bool,
     logging: usize,
     /// Whose turn it is when both the cursor and the due deliveries have something.
     heads_turn: bool,
@@ -131,6 +136,7 @@ impl Track {
             timers: BTreeSet::new(),
             lanes: Lanes::default(),
             running: 0,
+            in_line: false,
             logging: 0,
             heads_turn: false,
             skipped: 0,
@@ -369,7 +375,13 @@ impl Track {
 
     // --- going on ---
 
-    pub(super) fn advance(&mut self, step: &mut Step) {
+    /// Of those that wait for room it is the next.
+    pub(super) fn has_its_turn(&mut self) {
+        self.in_line = false;
+    }
+
+    /// Does it, from now on, wait for room?
+    pub(super) fn advance(&mut self, step: &mut Step) -> bool {
         let open = self.breaker.state();
         if open.is_some() != self.circuit_open {
             self.circuit_open = open.is_some();
@@ -385,11 +397,11 @@ impl Track {
             }
         }
         if self.phase != Phase::Active {
-            return;
+            return false;
         }
         self.lift_fences(step);
         if self.paused == Some(true) {
-            return;
+            return false;
         }
         while let Some(&(due, event)) = self.timers.first() {
             if due > step.now {
@@ -401,17 +413,22 @@ impl Track {
                 self.ready.push_back(event);
             }
         }
-        self.start_what_may_run(step);
+        let crowded = self.start_what_may_run(step);
         self.fetch(step);
         self.log_position(step);
+        crowded && !std::mem::replace(&mut self.in_line, true)
     }
 
-    fn start_what_may_run(&mut self, step: &mut Step) {
+    /// Is there more that only lacks room?
+    fn start_what_may_run(&mut self, step: &mut Step) -> bool {
         while self.running < self.plan.concurrency.max(1)
             && !self.is_ahead()
             && self.earliest_start(step.now).is_some_and(|start| start <= step.now)
         {
             let head = self.startable_head(step);
+            if step.room == 0 {
+                return head.is_some() || !self.ready.is_empty();
+            }
             let job = match head {
                 Some(head) if self.heads_turn || self.ready.is_empty() => {
                     self.heads.pop_front();
@@ -420,7 +437,7 @@ impl Track {
                     self.job_of(&head)
                 }
                 _ => {
-                    let Some(event) = self.ready.pop_front() else { return };
+                    let Some(event) = self.ready.pop_front() else { return false };
                     let Some(Slot::Ready(job)) = self.slots.get(&event) else { continue };
                     self.heads_turn = true;
                     *job
@@ -432,6 +449,7 @@ impl Track {
             self.spacing.take(step.now);
             self.breaker.started(job.event);
             self.running += 1;
+            step.room -= 1;
             self.slots.insert(job.event, Slot::Running(job));
             step.out.push(Command::Start {
                 key: self.key(job.event),
@@ -440,6 +458,7 @@ impl Track {
                 first: job.first,
             });
         }
+        false
     }
 
     /// When `rate` and the circuit let an attempt start; `None`: once a running probe has ended.
@@ -524,48 +543,6 @@ impl Track {
 
     fn position_due(&self) -> Timestamp {
         Timestamp(self.moved_at.0.saturating_add(MOVED_GAP_MS))
-    }
-
-    pub(super) fn wake_at(&self, now: Timestamp) -> Option<Timestamp> {
-        if self.phase != Phase::Active || self.paused == Some(true) {
-            return None;
-        }
-        let mut times = Vec::new();
-        if !self.fetching_due && self.ready.len() < READY_MAX / 2 {
-            times.push(self.look_at);
-        }
-        times.extend(self.timers.first().map(|(due, _)| *due));
-        if self.running < self.plan.concurrency.max(1)
-            && let Some(start) = self.earliest_start(now)
-        {
-            if !self.ready.is_empty() {
-                times.push(start);
-            }
-            if let Some(head) = self.heads.front() {
-                times.push(self.job_of(head).due.max(start));
-            }
-        }
-        if self.skipped > 0 {
-            times.push(self.position_due());
-        }
-        times.into_iter().filter(|time| *time > now).min()
-    }
-
-    pub(super) fn snapshot(&self) -> HandlerSnapshot {
-        HandlerSnapshot {
-            name: self.plan.name.clone(),
-            loading: self.phase != Phase::Active,
-            paused: self.paused == Some(true),
-            running: self.running,
-            ready: self.ready.len() + self.heads.len(),
-            waiting: self.lanes.waiting(),
-            next_look: (self.phase == Phase::Active).then_some(self.look_at),
-            circuit: self.breaker.state(),
-        }
-    }
-
-    pub(super) fn running(&self) -> usize {
-        self.running
     }
 
     fn lane_of(&self, conversation: Option<u64>) -> Option<u64> {

@@ -85,7 +85,7 @@ async fn an_event_that_cannot_be_read_just_now_is_tried_again() {
     // The index reads the log as well; what it is refused it asks for again.
     let (call, error) = (Some(disk::Call::Read), std::io::ErrorKind::Other);
     fault.fail(Fault { call, nth: 1, error, sticky: true });
-    let replay = start(store.clone(), clock.clone(), vec![handler]);
+    let replay = start(store.clone(), clock.clone(), vec![handler], usize::MAX);
     // The boot, the event, the handler met, the attempt's start and its end.
     until("the attempt has ended", || store.next_seq() == 6).await;
     fault.heal();

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, OFlags};
 
 use super::{Disk, DiskFile, Open, Space};
 use crate::defect::{self, Defect};
@@ -40,6 +40,8 @@ impl Disk for RealDisk {
             // Message texts lie in these files.
             Open::CreateNew => options.write(true).create_new(true).mode(0o600),
         };
+        // A link put in a file's place would have us write elsewhere.
+        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
         Ok(Box::new(RealFile(options.open(path)?)))
     }
 

@@ -85,6 +85,7 @@ struct Running {
 }
 
 pub struct Replayer {
+    attempts_max: usize,
     pub planner: Planner,
     told: Progress,
     /// As the planner knows it.
@@ -115,8 +116,11 @@ pub enum Work {
 
 impl Replayer {
     pub fn new(rng: fastrand::Rng) -> Replayer {
+        // A copy decides: what seeds that once failed do stays as it was.
+        let attempts_max = [1, 3, usize::MAX][rng.clone().usize(0..3)];
         Replayer {
-            planner: Planner::new(rng),
+            attempts_max,
+            planner: Planner::new(rng, attempts_max),
             told: Progress::default(),
             epoch: 0,
             new_from: BTreeMap::new(),
@@ -564,6 +568,14 @@ impl Process {
     /// I11: whatever other handlers are up to, what is due runs.
     pub fn nothing_due_waits(&self, out: &Outside) -> Check {
         let poll_ago = Timestamp(self.now(out).0 - DUE_POLL_MS);
+        let running = self.replayer.planner.running();
+        if running > self.replayer.attempts_max {
+            return Err(format!("limits: {running} attempts run at once"));
+        }
+        // Some of it waits for its turn then.
+        if running == self.replayer.attempts_max {
+            return Ok(());
+        }
         for snapshot in self.replayer.planner.snapshot() {
             let Some(handler) = out.handlers.iter().find(|h| h.plan.name == snapshot.name) else {
                 continue;

@@ -37,6 +37,7 @@ pub type Script = Box<dyn FnMut(&DeliveryKey, u32) -> (i64, Outcome)>;
 
 pub struct World {
     pub planner: Planner,
+    attempts_max: usize,
     plans: Vec<HandlerPlan>,
     pub now: Timestamp,
     pub log: Vec<Logged>,
@@ -75,8 +76,13 @@ pub fn retry() -> Outcome {
 
 impl World {
     pub fn new(plans: Vec<HandlerPlan>, script: Script) -> World {
+        World::with_room(plans, script, usize::MAX)
+    }
+
+    pub fn with_room(plans: Vec<HandlerPlan>, script: Script, attempts_max: usize) -> World {
         let mut world = World {
-            planner: Planner::new(fastrand::Rng::with_seed(7)),
+            planner: Planner::new(fastrand::Rng::with_seed(7), attempts_max),
+            attempts_max,
             plans: plans.clone(),
             now: Timestamp(T0),
             log: Vec::new(),
@@ -126,7 +132,7 @@ impl World {
     /// The process is killed and started again: what ran is gone, the log stays.
     pub fn crash(&mut self) {
         self.flying.clear();
-        self.planner = Planner::new(fastrand::Rng::with_seed(8));
+        self.planner = Planner::new(fastrand::Rng::with_seed(8), self.attempts_max);
         self.apply(usize::MAX);
         self.feed(Input::Configure(self.plans.clone()));
         self.progress();

@@ -1,0 +1,235 @@
+//! How many connections there may be: in all, and from one address.
+//!
+//! At the limit, whoever has kept us waiting longest for a request gives way to the newcomer, so that connections on
+//! which nothing comes, or one byte a second, keep nobody out. Only where all places are taken by requests that are
+//! being answered is a newcomer refused.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::peer::network_of;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub in_all: usize,
+    pub per_address: usize,
+}
+
+#[derive(Default)]
+pub(super) struct Places {
+    taken: Mutex<Taken>,
+}
+
+#[derive(Default)]
+struct Taken {
+    in_all: usize,
+    by_address: HashMap<IpAddr, usize>,
+    /// Who waits for its peer, longest first.
+    waiting: BTreeMap<u64, Waiting>,
+    waits: u64,
+    gave_way: u64,
+}
+
+struct Waiting {
+    address: Option<IpAddr>,
+    give_way: Arc<Notify>,
+}
+
+/// Which limit a newcomer met, with nobody to give way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    InAll,
+    Address,
+}
+
+/// The place of one connection, until it is dropped. It begins as one that waits.
+pub(super) struct Place {
+    places: Arc<Places>,
+    address: Option<IpAddr>,
+    give_way: Arc<Notify>,
+    /// Its key in [`Taken::waiting`].
+    wait: Mutex<Option<u64>>,
+}
+
+impl Taken {
+    /// The one of them that has waited longest is told to go.
+    fn make_room(&mut self, among: impl Fn(&Waiting) -> bool) -> bool {
+        let Some(wait) = self.waiting.iter().find(|(_, one)| among(one)).map(|(wait, _)| *wait)
+        else {
+            return false;
+        };
+        if let Some(one) = self.waiting.remove(&wait) {
+            one.give_way.notify_one();
+            self.gave_way += 1;
+        }
+        true
+    }
+}
+
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `address`: of whom only so many may come; `None`: of a proxy, which speaks for many.
+    ///
+    /// # Errors
+    /// The limit that was met.
+    pub(super) fn take(
+        self: &Arc<Places>,
+        address: Option<IpAddr>,
+        limits: Limits,
+    ) -> Result<Place, Full> {
+        let address = address.map(network_of);
+        let mut taken = self.lock();
+        let of_address =
+            address.map_or(0, |ip| taken.by_address.get(&ip).copied().unwrap_or_default());
+        if of_address >= limits.per_address && !taken.make_room(|one| one.address == address) {
+            return Err(Full::Address);
+        }
+        // Whoever just gave way still counts.
+        if of_address < limits.per_address
+            && taken.in_all >= limits.in_all
+            && !taken.make_room(|_| true)
+        {
+            return Err(Full::InAll);
+        }
+        taken.in_all += 1;
+        if let Some(ip) = address {
+            *taken.by_address.entry(ip).or_default() += 1;
+        }
+        drop(taken);
+        let place = Place {
+            places: Arc::clone(self),
+            address,
+            give_way: Arc::default(),
+            wait: Mutex::default(),
+        };
+        place.waits();
+        Ok(place)
+    }
+
+    /// Connections open now.
+    pub(super) fn open(&self) -> usize {
+        self.lock().in_all
+    }
+
+    /// Connections that gave way since the start.
+    pub(super) fn gave_way(&self) -> u64 {
+        self.lock().gave_way
+    }
+}
+
+impl Place {
+    /// The peer is to send something.
+    pub(super) fn waits(&self) {
+        self.works();
+        let mut taken = self.places.lock();
+        let wait = taken.waits;
+        taken.waits += 1;
+        let waiting = Waiting { address: self.address, give_way: Arc::clone(&self.give_way) };
+        taken.waiting.insert(wait, waiting);
+        *self.wait.lock().unwrap_or_else(PoisonError::into_inner) = Some(wait);
+    }
+
+    /// A request is whole: its answer comes, whoever else does.
+    pub(super) fn works(&self) {
+        let wait = self.wait.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(wait) = wait {
+            self.places.lock().waiting.remove(&wait);
+        }
+    }
+
+    /// Ready once another connection needs the place.
+    pub(super) async fn give_way(&self) {
+        self.give_way.notified().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.works();
+        let mut taken = self.places.lock();
+        taken.in_all -= 1;
+        if let Some(ip) = self.address
+            && let Some(count) = taken.by_address.get_mut(&ip)
+        {
+            *count -= 1;
+            if *count == 0 {
+                taken.by_address.remove(&ip);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { in_all: 3, per_address: 2 };
+
+    fn ip(last: u8) -> Option<IpAddr> {
+        Some(IpAddr::from([192, 0, 2, last]))
+    }
+
+    fn told_to_go(place: &Place) -> bool {
+        place.give_way().now_or_never().is_some()
+    }
+
+    #[test]
+    fn who_has_waited_longest_gives_way() {
+        let places = Arc::new(Places::default());
+        let [first, second, third] = [1, 2, 3].map(|n| places.take(ip(n), LIMITS).unwrap());
+        // The first one's request came and was answered: now the second has waited longest.
+        first.works();
+        first.waits();
+        let fourth = places.take(ip(4), LIMITS).unwrap();
+        assert_eq!([&first, &second, &third, &fourth].map(told_to_go), [false, true, false, false]);
+        drop(second);
+        assert_eq!((places.open(), places.gave_way()), (3, 1));
+    }
+
+    #[test]
+    fn who_is_being_answered_does_not_give_way() {
+        let places = Arc::new(Places::default());
+        let held = [1, 2, 3].map(|n| places.take(ip(n), LIMITS).unwrap());
+        held.iter().for_each(Place::works);
+        assert_eq!(places.take(ip(4), LIMITS).err(), Some(Full::InAll));
+        assert!(held.iter().all(|place| !told_to_go(place)));
+        drop(held);
+        assert_eq!(places.open(), 0);
+        assert!(places.take(ip(4), LIMITS).is_ok());
+    }
+
+    #[test]
+    fn an_address_over_its_share_takes_from_itself() {
+        let places = Arc::new(Places::default());
+        let other = places.take(ip(1), LIMITS).unwrap();
+        let held = [2, 2].map(|n| places.take(ip(n), LIMITS).unwrap());
+        let third = places.take(ip(2), LIMITS).unwrap();
+        assert_eq!([&other, &held[0], &held[1]].map(told_to_go), [false, true, false]);
+        third.works();
+        held[1].works();
+        drop(held);
+        let fourth = places.take(ip(2), LIMITS).unwrap();
+        fourth.works();
+        assert_eq!(places.take(ip(2), LIMITS).err(), Some(Full::Address));
+        assert!(!told_to_go(&other));
+    }
+
+    #[test]
+    fn a_proxy_has_no_share_and_a_network_of_ipv6_is_one_address() {
+        let places = Arc::new(Places::default());
+        let limits = Limits { in_all: 100, per_address: 2 };
+        let proxied = [0; 5].map(|_| places.take(None, limits).unwrap());
+        proxied.iter().for_each(Place::works);
+        let of = |text: &str| places.take(Some(text.parse().unwrap()), limits).unwrap();
+        let held = [of("2001:db8::1"), of("2001:db8::2"), of("2001:db8::3"), of("2001:db8:0:1::1")];
+        assert_eq!(held.each_ref().map(told_to_go), [true, false, false, false]);
+    }
+}
