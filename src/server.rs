@@ -70,7 +70,13 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, Vec<String>> {
 fn with_context<T>(config: &Config, f: impl FnOnce(&BuildContext<'_>) -> T) -> T {
     let env = |name: &str| std::env::var(name).ok();
     let trust = Trust::default();
-    f(&BuildContext { secrets: &config.secrets, sources: &config.sources, env: &env, trust })
+    f(&BuildContext {
+        secrets: &config.secrets,
+        sources: &config.sources,
+        env: &env,
+        trust,
+        rendered_max_bytes: config.limits.rendered_max,
+    })
 }
 
 pub(crate) fn runner_handlers(config: &Config) -> Result<Vec<RunnerHandler>, String> {

@@ -95,6 +95,11 @@ fn intake(cx: &AdminContext, out: &mut Exposition) {
             "Events acknowledged and not stored, for the source doesn't want their type.",
             view.not_wanted,
         ),
+        (
+            "bluehook_canonical_forms_total",
+            "Bodies brought into canonical form to check their signature.",
+            view.canonical,
+        ),
     ] {
         out.one(Family(name, "counter", help), value as f64);
     }

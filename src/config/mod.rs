@@ -78,6 +78,8 @@ pub struct Limits {
     pub attempts: usize,
     /// Open files that are left to log, index and admin API.
     pub files_reserved: u64,
+    /// What one template may come to, in bytes.
+    pub rendered_max: usize,
 }
 
 #[derive(Clone, Debug)]

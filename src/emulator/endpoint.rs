@@ -10,6 +10,7 @@ use crate::clock::{BoxFuture, Timestamp};
 use crate::config::{self, Action, Circuit, ForwardSign, HttpBody, Order, Start};
 use crate::delivery::{HandlerName, Outcome, Seq};
 use crate::event::{Event, NewEvent, VerifiedBy};
+use crate::handler::template::RENDERED_MAX_BYTES;
 use crate::handler::{self, BuildContext, Call, Handler, Report, Trust};
 use crate::schedule::Schedule;
 
@@ -183,8 +184,13 @@ pub async fn ping(
 
 fn sender(endpoint: &config::Handler, sources: &[config::Source]) -> Result<Strict, String> {
     let secrets = std::collections::BTreeMap::new();
-    let context =
-        BuildContext { secrets: &secrets, sources, env: &|_| None, trust: Trust::default() };
+    let context = BuildContext {
+        secrets: &secrets,
+        sources,
+        env: &|_| None,
+        trust: Trust::default(),
+        rendered_max_bytes: RENDERED_MAX_BYTES,
+    };
     Ok(Strict(handler::build(endpoint, &context)?.handler))
 }
 

@@ -74,6 +74,8 @@ pub struct BuildContext<'a> {
     pub sources: &'a [config::Source],
     /// For `env('NAME')`: this process's environment.
     pub env: &'a dyn Fn(&str) -> Option<String>,
+    /// What one template may come to.
+    pub rendered_max_bytes: usize,
     /// Shared: the system's authorities take a millisecond to read.
     pub trust: Trust,
 }
@@ -151,7 +153,7 @@ fn text_of(secret: &Secret) -> String {
 /// Every secret, and those variables that a template names. Variables are read here, once, so that
 /// their values are known to the redactor before the first attempt.
 fn values(handler: &config::Handler, ctx: &BuildContext<'_>) -> Values {
-    let mut values = Values::default();
+    let mut values = Values { rendered_max_bytes: ctx.rendered_max_bytes, ..Values::default() };
     for (name, secret) in ctx.secrets {
         values.secrets.insert(name.clone(), text_of(secret));
     }

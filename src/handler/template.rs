@@ -21,8 +21,8 @@ use crate::signature::json;
 
 /// Instructions per rendering: a loop over a megabyte of JSON fits, an endless one ends.
 const FUEL: u64 = 1_000_000;
-/// What one template may come to.
-const OUTPUT_MAX_BYTES: usize = 8 << 20;
+/// What one template may come to, where nobody says otherwise.
+pub const RENDERED_MAX_BYTES: usize = 8 << 20;
 
 /// Every name that a template may use, besides minijinja's own functions.
 const NAMES: [&str; 9] =
@@ -40,11 +40,23 @@ pub enum Place {
 }
 
 /// What `secret()` and `env()` look names up in.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Values {
+    /// What one template may come to.
+    pub rendered_max_bytes: usize,
     pub secrets: BTreeMap<String, String>,
     /// Those variables that some template names; the others cannot be read.
     pub env: BTreeMap<String, String>,
+}
+
+impl Default for Values {
+    fn default() -> Values {
+        Values {
+            rendered_max_bytes: RENDERED_MAX_BYTES,
+            secrets: BTreeMap::new(),
+            env: BTreeMap::new(),
+        }
+    }
 }
 
 /// Three environments, for the three places, that hold one handler's templates by field.
@@ -52,6 +64,7 @@ pub struct Engine {
     text: Environment<'static>,
     argument: Environment<'static>,
     url: Environment<'static>,
+    rendered_max_bytes: usize,
     /// Templates so far: the environments know them by number, as two fields can share a name.
     count: usize,
     /// Some template looks at `message`, which takes several reads.
@@ -92,6 +105,7 @@ impl Engine {
             text: environment(values, UndefinedBehavior::Chainable, Value::from),
             argument: environment(values, UndefinedBehavior::Strict, Value::from),
             url,
+            rendered_max_bytes: values.rendered_max_bytes,
             count: 0,
             uses_message: false,
         }
@@ -186,12 +200,18 @@ impl Engine {
         if template.form == Form::Literal {
             return Ok(source.clone());
         }
-        let mut out = Limited(Vec::new());
+        let mut out = Limited::to(self.rendered_max_bytes);
         self.environment(template.place)
             .get_template(key)
             .and_then(|t| t.render_captured_to(context, &mut out).map(|_| ()))
-            .map_err(|e| describe(field, source, &e))?;
-        String::from_utf8(out.0).map_err(|e| format!("template {field}: {e}"))
+            .map_err(|e| match out.exceeded {
+                true => format!(
+                    "template {field}: it came to more than the {} bytes of limits.rendered_max",
+                    self.rendered_max_bytes
+                ),
+                false => describe(field, source, &e),
+            })?;
+        String::from_utf8(out.out).map_err(|e| format!("template {field}: {e}"))
     }
 
     /// As [`Engine::render`], but a lone expression keeps its type.
@@ -339,14 +359,25 @@ pub fn percent_encode(text: &str) -> String {
 }
 
 /// Collects output up to a limit.
-struct Limited(Vec<u8>);
+struct Limited {
+    out: Vec<u8>,
+    max_bytes: usize,
+    exceeded: bool,
+}
+
+impl Limited {
+    fn to(max_bytes: usize) -> Limited {
+        Limited { out: Vec::new(), max_bytes, exceeded: false }
+    }
+}
 
 impl io::Write for Limited {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > OUTPUT_MAX_BYTES {
-            return Err(io::Error::other("it came to more than 8 MiB"));
+        if self.out.len() + bytes.len() > self.max_bytes {
+            self.exceeded = true;
+            return Err(io::Error::other("too much"));
         }
-        self.0.extend_from_slice(bytes);
+        self.out.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -431,7 +462,7 @@ mod tests {
     #[test]
     fn output_has_a_limit() {
         let error = render(Place::Text, "{{ 'x' * 9000000 }}").unwrap_err();
-        assert!(error.contains("8 MiB") || error.contains("write"), "{error}");
+        assert!(error.contains("limits.rendered_max"), "{error}");
     }
 
     #[test]

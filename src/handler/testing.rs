@@ -89,7 +89,13 @@ pub fn context<T>(f: impl FnOnce(&BuildContext<'_>) -> T) -> T {
         ping_types: vec![],
     };
     let env = |name: &str| (name == "SET").then(|| "value".to_owned());
-    f(&BuildContext { secrets: &secrets, sources: &[source], env: &env, trust: Trust::default() })
+    f(&BuildContext {
+        secrets: &secrets,
+        sources: &[source],
+        env: &env,
+        trust: Trust::default(),
+        rendered_max_bytes: super::template::RENDERED_MAX_BYTES,
+    })
 }
 
 pub fn ready(action: Action) -> Arc<dyn Handler> {

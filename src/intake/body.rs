@@ -2,17 +2,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Body;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::answer::Reason;
 
+/// For one piece of a body: more than are needed for the largest body there may be.
+const GIVE_WAY_MAX: usize = 64;
+const GIVE_WAY_WAIT: Duration = Duration::from_millis(20);
+
 #[derive(Default)]
 pub(super) struct Budget {
     used: AtomicU64,
+    given_back: Notify,
 }
 
 impl Budget {
@@ -37,18 +44,43 @@ impl Share {
     /// A lone request always gets its body, however large `body_max` is.
     fn take(&mut self, bytes: u64) -> bool {
         let before = self.budget.used.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
-        let others = (before + bytes).saturating_sub(self.bytes);
-        others == 0 || before + bytes <= self.max_bytes
+        let others = before.saturating_sub(self.bytes);
+        let there_is_room = others == 0 || before + bytes <= self.max_bytes;
+        if there_is_room {
+            self.bytes += bytes;
+        } else {
+            self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        there_is_room
+    }
+
+    /// As [`Share::take`]; where there is no room, bodies that have been on their way for longest give way.
+    async fn take_or_make_room(&mut self, bytes: u64, make_room: &impl Fn() -> bool) -> bool {
+        let budget = Arc::clone(&self.budget);
+        for _ in 0..GIVE_WAY_MAX {
+            let given_back = budget.given_back.notified();
+            if self.take(bytes) {
+                return true;
+            }
+            if !make_room() {
+                return false;
+            }
+            // Its connection ends at once; if it did so already, this is over soon.
+            let _ = tokio::time::timeout(GIVE_WAY_WAIT, given_back).await;
+        }
+        self.take(bytes)
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.given_back.notify_waiters();
     }
 }
 
+/// `make_room` lets another body give way, if it can.
+///
 /// # Errors
 /// Which limit was met; and the first bytes read until then, for the ring.
 pub(super) async fn read<B>(
@@ -56,6 +88,8 @@ pub(super) async fn read<B>(
     max_bytes: u64,
     deadline: Instant,
     share: &mut Share,
+    holds: impl Fn(u64),
+    make_room: impl Fn() -> bool,
 ) -> Result<Bytes, (Reason, Bytes)>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -74,9 +108,10 @@ where
         if all.len() as u64 + len > max_bytes {
             return Err((Reason::BodyTooLarge, all.freeze()));
         }
-        if !share.take(len) {
+        if !share.take_or_make_room(len, &make_room).await {
             return Err((Reason::Busy, all.freeze()));
         }
+        holds(len);
         all.extend_from_slice(&data);
     }
 }
@@ -86,7 +121,6 @@ mod tests {
     use std::convert::Infallible;
     use std::pin::Pin;
     use std::task::{Context, Poll};
-    use std::time::Duration;
 
     use http_body_util::{Empty, Full};
     use hyper::body::Frame;
@@ -117,17 +151,25 @@ mod tests {
         let budget = Arc::new(Budget::default());
         let body = || Full::new(Bytes::from_static(b"12345"));
         let mut share = budget.share(BUDGET_BYTES);
-        assert_eq!(read(body(), 5, soon(), &mut share).await, Ok(Bytes::from_static(b"12345")));
-        let refused = read(body(), 4, soon(), &mut share).await.map_err(|e| e.0);
+        assert_eq!(
+            read(body(), 5, soon(), &mut share, |_| (), || false).await,
+            Ok(Bytes::from_static(b"12345"))
+        );
+        let refused = read(body(), 4, soon(), &mut share, |_| (), || false).await.map_err(|e| e.0);
         assert_eq!(refused, Err(Reason::BodyTooLarge));
-        assert_eq!(read(Empty::new(), 0, soon(), &mut share).await, Ok(Bytes::new()));
+        assert_eq!(
+            read(Empty::new(), 0, soon(), &mut share, |_| (), || false).await,
+            Ok(Bytes::new())
+        );
     }
 
     #[tokio::test]
     async fn a_body_that_does_not_come_meets_the_deadline() {
         let budget = Arc::new(Budget::default());
         let refused =
-            read(Never, 5, Instant::now(), &mut budget.share(BUDGET_BYTES)).await.map_err(|e| e.0);
+            read(Never, 5, Instant::now(), &mut budget.share(BUDGET_BYTES), |_| (), || false)
+                .await
+                .map_err(|e| e.0);
         assert_eq!(refused, Err(Reason::BodyTimeout));
     }
 

@@ -20,6 +20,7 @@ pub struct Counters {
     duplicates: AtomicU64,
     pings: AtomicU64,
     not_wanted: AtomicU64,
+    canonical: AtomicU64,
     refused: [AtomicU64; Reason::NAMES.len()],
     acks: Durations,
     hour: LastHour<Minute>,
@@ -46,6 +47,8 @@ pub struct CounterView {
     pub duplicates: u64,
     pub pings: u64,
     pub not_wanted: u64,
+    /// Bodies whose canonical form was made, because the signature was not over the raw one.
+    pub canonical: u64,
     /// Every reason there is.
     pub refused: Vec<(&'static str, u64)>,
     pub acks: DurationsView,
@@ -86,6 +89,10 @@ impl Counters {
         });
     }
 
+    pub(super) fn note_canonical(&self) {
+        add(&self.canonical, 1);
+    }
+
     fn keep_answer(&self, seq: Seq, took_ms: u64) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         answers.insert(seq, took_ms);
@@ -115,6 +122,7 @@ impl Counters {
             duplicates: get(&self.duplicates),
             pings: get(&self.pings),
             not_wanted: get(&self.not_wanted),
+            canonical: get(&self.canonical),
             refused: Reason::NAMES.into_iter().zip(self.refused.iter().map(get)).collect(),
             acks: self.acks.view(),
         }

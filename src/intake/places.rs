@@ -35,6 +35,8 @@ struct Taken {
 
 struct Waiting {
     address: Option<IpAddr>,
+    /// Of a body that is not whole.
+    holds_bytes: u64,
     give_way: Arc<Notify>,
 }
 
@@ -130,9 +132,26 @@ impl Place {
         let mut taken = self.places.lock();
         let wait = taken.waits;
         taken.waits += 1;
-        let waiting = Waiting { address: self.address, give_way: Arc::clone(&self.give_way) };
+        let waiting =
+            Waiting { address: self.address, holds_bytes: 0, give_way: Arc::clone(&self.give_way) };
         taken.waiting.insert(wait, waiting);
         *self.wait.lock().unwrap_or_else(PoisonError::into_inner) = Some(wait);
+    }
+
+    /// More of a body has come.
+    pub(super) fn holds(&self, bytes: u64) {
+        let wait = *self.wait.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.places.lock();
+        if let Some(waiting) = wait.and_then(|wait| taken.waiting.get_mut(&wait)) {
+            waiting.holds_bytes += bytes;
+        }
+    }
+
+    /// Somebody else's body is needed room for: of those that are not whole the longest waiting goes, if there is one.
+    pub(super) fn make_room_for_a_body(&self) -> bool {
+        self.places
+            .lock()
+            .make_room(|one| one.holds_bytes > 0 && !Arc::ptr_eq(&one.give_way, &self.give_way))
     }
 
     /// A request is whole: its answer comes, whoever else does.
@@ -220,6 +239,17 @@ mod tests {
         fourth.works();
         assert_eq!(places.take(ip(2), LIMITS).err(), Some(Full::Address));
         assert!(!told_to_go(&other));
+    }
+
+    #[test]
+    fn for_a_body_those_give_way_that_hold_part_of_one() {
+        let places = Arc::new(Places::default());
+        let [silent, slow, own] = [1, 2, 3].map(|n| places.take(ip(n), LIMITS).unwrap());
+        slow.holds(10);
+        own.holds(10);
+        assert!(own.make_room_for_a_body());
+        assert_eq!([&silent, &slow, &own].map(told_to_go), [false, true, false]);
+        assert!(!own.make_room_for_a_body());
     }
 
     #[test]

@@ -216,17 +216,20 @@ async fn connection(stream: Box<dyn Stream>, visit: Visit, mut shutdown: watch::
     if let Err(error) = ended {
         tracing::debug!(origin = ?visit.origin, %error, "connection ended");
     }
+    if let Some(problem) = problem {
+        note_head(&visit, problem);
+    }
     let stream = framed.into_inner();
-    match problem {
-        None => linger(stream).await,
-        Some(problem) => {
-            note_head(&visit, problem);
-            match problem {
-                HeadProblem::Timeout => say(stream, Reason::Head(problem)).await,
-                // hyper has said so itself.
-                HeadProblem::Malformed | HeadProblem::TooLarge => linger(stream).await,
-            }
+    let farewell = async {
+        match problem {
+            Some(HeadProblem::Timeout) => say(stream, Reason::Head(HeadProblem::Timeout)).await,
+            // Of the others hyper has said so itself.
+            _ => linger(stream).await,
         }
+    };
+    tokio::select! {
+        () = farewell => {}
+        () = visit.place.give_way() => {}
     }
 }
 

@@ -53,7 +53,11 @@ pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Res
                 Ok(Head::ReadBody) => {
                     let mut share = intake.bodies.share(limits.bodies_max);
                     let deadline = arrived + limits.read_timeout;
-                    match body::read(body, limits.body_max, deadline, &mut share).await {
+                    let (holds, make_room) =
+                        (|bytes| place.holds(bytes), || place.make_room_for_a_body());
+                    let read =
+                        body::read(body, limits.body_max, deadline, &mut share, holds, make_room);
+                    match read.await {
                         Err((reason, start)) => {
                             seen = start;
                             Answer::Refused(reason)
@@ -135,7 +139,11 @@ async fn take(
     }
     let received_at = intake.clock.now().wall;
     let pairs = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-    let verified = match signature::verify(&config.signature, pairs, &body, received_at) {
+    let verified = signature::verify(&config.signature, pairs, &body, received_at);
+    if signature::tried_canonical(&config.signature, &verified) {
+        intake.counters.note_canonical();
+    }
+    let verified = match verified {
         Ok(verified) => verified,
         Err(rejection) => return Answer::Refused(Reason::Signature(rejection)),
     };

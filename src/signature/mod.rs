@@ -10,7 +10,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 pub use sign::{sign, sign_hex};
-pub use verify::{Rejection, Verified, verify};
+pub use verify::{Rejection, Verified, tried_canonical, verify};
 
 /// A signing secret. Never printed, and wiped from memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]

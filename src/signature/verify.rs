@@ -79,6 +79,16 @@ pub fn verify<'a>(
     }
 }
 
+/// Whether [`verify`] made the canonical form, which costs more than all else: only for signatures that could be one.
+#[must_use]
+pub fn tried_canonical(policy: &Policy, verified: &Result<Verified, Rejection>) -> bool {
+    let could = policy.scheme == Scheme::Hex && policy.canonical_json;
+    match verified {
+        Ok(verified) => verified.canonical.is_some(),
+        Err(rejection) => could && *rejection == Rejection::Mismatch,
+    }
+}
+
 fn verify_hex(policy: &Policy, value: &[u8], body: &[u8]) -> Result<Verified, Rejection> {
     let value = value.trim_ascii();
     let tags =

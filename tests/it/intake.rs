@@ -268,20 +268,46 @@ fn after_so_many_requests_a_connection_is_closed() {
 
 #[test]
 fn bodies_in_memory_have_their_limit() {
-    let server = Server::start(&config("bodies_max = \"1 MiB\"").replace("64 KiB", "1 MiB"));
-    let part = vec![b'x'; 700 << 10];
-    let head = format!("POST {PATH} HTTP/1.1\nhost: it\ncontent-length: {}", part.len() + 1);
-    let mut first = connect(server.addr);
-    first.write_all(&raw(&head, &part)).unwrap();
-    wait_until_taken(&server, 1, &part);
-    let response = post_signed(&server, &part);
-    assert_eq!((response.status, response.header("retry-after")), (503, Some("5")));
-    assert_eq!(server.metric("bluehook_requests_refused_total{reason=\"too busy\"}"), 1.0);
-    drop(first);
-    crate::support::eventually("its share is given back", || {
-        (server.metric("bluehook_bodies_bytes") == 0.0).then_some(())
+    let config = config("bodies_max = \"1 MiB\"").replace("64 KiB", "1 MiB");
+    let server = with_slow_disk(&config, 2);
+    let large = |n: u8| vec![n; 700 << 10];
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| post_signed(&server, &large(1)).status);
+        wait_until_taken(&server, 1, &large(1));
+        let response = post_signed(&server, &large(2));
+        assert_eq!((response.status, response.header("retry-after")), (503, Some("5")));
+        assert_eq!(server.metric("bluehook_requests_refused_total{reason=\"too busy\"}"), 1.0);
+        assert_eq!(first.join().unwrap(), 200);
     });
-    assert_eq!(post_signed(&server, &part).status, 200);
+    assert_eq!(server.metric("bluehook_bodies_bytes"), 0.0);
+    assert_eq!(post_signed(&server, &large(2)).status, 200);
+}
+
+#[test]
+fn bodies_that_never_end_fill_the_memory_for_nobody() {
+    let server = Server::start(&config("bodies_max = \"2 MiB\"").replace("\"1s\"", "\"1m\""));
+    let part = vec![b'x'; 60_000];
+    let head = format!("POST {PATH} HTTP/1.1\nhost: it\ncontent-length: {}", part.len() + 1);
+    let held: Vec<_> = (0..100)
+        .map(|_| {
+            let mut stream = connect(server.addr);
+            stream.write_all(&raw(&head, &part)).unwrap();
+            stream
+        })
+        .collect();
+    let full = (2 << 20) - part.len();
+    crate::support::eventually("the memory is full of them", || {
+        (server.metric("bluehook_bodies_bytes") >= full as f64).then_some(())
+    });
+    for n in 0..20 {
+        let body = "x".repeat(60_000);
+        let event =
+            format!(r#"{{"eventId":"e-{n}","type":"message.read","data":{{"body":"{body}"}}}}"#);
+        assert_eq!(post_signed(&server, event.as_bytes()).status, 200, "{n}");
+    }
+    assert!(server.metric("bluehook_bodies_bytes") <= (2 << 20) as f64);
+    assert_eq!(server.metric("bluehook_requests_refused_total{reason=\"too busy\"}"), 0.0);
+    drop(held);
 }
 
 #[test]
@@ -303,6 +329,8 @@ fn wrong_signatures_have_their_limit_and_right_ones_pass_all_the_while() {
     assert_eq!(from("192.0.2.1", &good).status, 200);
     assert_eq!(from("192.0.2.1", &wrong).status, 429);
     assert_eq!(from("192.0.2.2", &wrong).status, 401);
+    // What could be no signature costs no canonical form.
+    assert_eq!(server.metric("bluehook_canonical_forms_total"), 5.0);
     let name = "too many wrong signatures from one address";
     let counted = server.metric(&format!("bluehook_requests_refused_total{{reason=\"{name}\"}}"));
     assert_eq!(counted, 2.0);

@@ -147,13 +147,31 @@ fn with_64_open_files_everything_is_stored_and_handled() {
     assert_eq!(server.cli_json(&["events", "list", "--limit", "1000"]).len(), events);
 }
 
+/// Through `through` besides. Gives the user's number, which nobody else has.
+pub fn run_by_a_user_of_its_own(server: &mut Server, through: &[&str]) -> String {
+    let user = 200_000 + rng("user").u32(..100_000);
+    let dir = server.dir.path().to_owned();
+    // The build may lie where only root can look.
+    let program = dir.join("bluehook");
+    std::fs::copy(env!("CARGO_BIN_EXE_bluehook"), &program).unwrap();
+    server.program = Program::at(program);
+    for path in [dir.clone(), dir.join("secret"), server.config()] {
+        std::os::unix::fs::chown(&path, Some(user), Some(user)).unwrap();
+    }
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let user = user.to_string();
+    let who = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups", "--"];
+    // A limit on processes is one of the user that sets it.
+    server.through = through.iter().chain(&who).map(|word| (*word).to_owned()).collect();
+    user
+}
+
 #[test]
 fn a_command_that_forks_without_end_takes_processes_and_no_acknowledgement() {
     if !rustix::process::geteuid().is_root() {
         println!("only root can give a process a user of its own: nothing tested");
         return;
     }
-    let user = 200_000 + rng("user").u32(..100_000);
     let bomb = r#"
         [[handler]]
         name = "bomb"
@@ -174,19 +192,7 @@ while True:
         file = { path = "{dir}/data/events.jsonl" }
     "#;
     let mut server = Server::stopped(bomb);
-    let dir = server.dir.path().to_owned();
-    // The build may lie where only root can look.
-    let program = dir.join("bluehook");
-    std::fs::copy(env!("CARGO_BIN_EXE_bluehook"), &program).unwrap();
-    server.program = Program::at(program);
-    for path in [dir.clone(), dir.join("secret"), server.config()] {
-        std::os::unix::fs::chown(&path, Some(user), Some(user)).unwrap();
-    }
-    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).unwrap();
-    let user = user.to_string();
-    let through = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups", "--"];
-    server.through =
-        ["prlimit", "--nproc=100"].iter().chain(&through).map(|s| (*s).to_owned()).collect();
+    let user = run_by_a_user_of_its_own(&mut server, &["prlimit", "--nproc=100"]);
     server.spawn();
     let mut most = 0;
     let posted = acknowledged_during(&server, "fork bomb", || {
