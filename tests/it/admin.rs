@@ -74,16 +74,13 @@ fn another_user_is_refused_on_the_socket_whatever_its_file_mode_and_root_is_not(
     };
     open(server.dir.path(), 0o755);
     open(&server.dir.path().join("admin.sock"), 0o666);
-    open(&server.config(), 0o644);
-    open(&server.dir.path().join("secret"), 0o644);
     let program = server.dir.path().join("bluehook");
     std::fs::copy(env!("CARGO_BIN_EXE_bluehook"), &program).unwrap();
     let as_nobody = std::process::Command::new("setpriv")
         .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
         .arg(&program)
-        .arg("--config")
-        .arg(server.config())
-        .args(["status"])
+        .args(["status", "--socket"])
+        .arg(server.dir.path().join("admin.sock"))
         // For the tests, not for the program.
         .env_remove("BLUEHOOK_FULL")
         .env_remove("BLUEHOOK_SEED")

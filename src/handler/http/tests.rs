@@ -430,6 +430,22 @@ async fn tls_trusts_the_named_authority_and_no_stranger() {
 }
 
 #[tokio::test]
+async fn no_failure_repeats_the_credentials_of_the_url() {
+    let plain = raw_server("HTTP/1.1 400 Bad Request\r\n\r\n", None).await;
+    let no_tls = plain.strip_prefix("http://").unwrap().trim_end_matches('/').to_owned();
+    for host in [&*tls_server("127.0.0.1").to_string(), &no_tls, "127.0.0.1:1", "nowhere.invalid"] {
+        let url = format!("https://me:pa55-w0rd@{host}/path?key=qu3ry-k3y");
+        let report = run(Action::Http(http(&url)), call(BODY)).await;
+        let all = format!("{report:?}");
+        assert!(!all.contains("pa55-w0rd"), "{all}");
+        // In words that name the other side, and no more of the URL than that.
+        let text = reason(&report);
+        let name = host.split(':').next().unwrap();
+        assert!(text.contains(name) && !text.contains("qu3ry-k3y"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_without_tls_says_tls() {
     let url = raw_server("HTTP/1.1 400 Bad Request\r\n\r\n", None).await;
     let report = run(Action::Http(http(&url.replace("http", "https"))), call(BODY)).await;

@@ -16,6 +16,7 @@ use bluehook::store::log::frame;
 use bluehook::store::{check, files, record, repair};
 
 const NOW: Timestamp = Timestamp(1_790_000_000_000);
+const SECRET: &str = "s3cret-t0ken";
 const TOLERANCE: Duration = Duration::from_secs(300);
 const HEADERS: [&str; 4] =
     ["x-bluereplies-signature", "webhook-id", "webhook-timestamp", "webhook-signature"];
@@ -197,7 +198,7 @@ pub fn template(data: &[u8]) {
     let Ok(source) = str::from_utf8(&data[..at]) else { return };
     let body = data.get(at + 1..).unwrap_or_default();
     let body = if body.is_empty() { br#"{"data":{"from":"{{ secret('crm') }}"}}"# } else { body };
-    let secrets = [("crm".to_owned(), "s3cret-t0ken".to_owned())].into_iter().collect();
+    let secrets = [("crm".to_owned(), SECRET.to_owned())].into_iter().collect();
     let values = Values { secrets, ..Values::default() };
     let new = NewEvent {
         source: "bluereplies".to_owned(),
@@ -215,7 +216,10 @@ pub fn template(data: &[u8]) {
     for place in [Place::Text, Place::Argument, Place::Url] {
         let Ok(compiled) = engine.compile("body", source, place) else { continue };
         if let Ok(text) = engine.render(&compiled, &context) {
-            assert!(compiled.private || !text.contains("s3cret-t0ken"), "{text}");
+            // Who wrote it there already tells nothing.
+            let told = source.contains(SECRET)
+                || body.windows(SECRET.len()).any(|w| w == SECRET.as_bytes());
+            assert!(compiled.private || told || !text.contains(SECRET), "{text}");
         }
     }
     if let Ok(compiled) = engine.compile_value("json", source) {
