@@ -78,7 +78,7 @@ function row(item) {
   h("summary", null,
     h("span", { class: "when" }, time(item.time)), " ",
     badge(ping ? "ping" : "refused", ping ? "ping" : "refused"), " ", answered(item.status), " ",
-    h("span", { class: "id" }, line(`${item.method} ${item.path}`, 100)), " ",
+    h("span", { class: "id" }, item.method ? line(`${item.method} ${item.path}`, 100) : "(not readable as a request)"), " ",
     h("span", { class: "preview" }, ping ? null : line(item.reason, 200), " ", h("span", { class: "quiet" }, "from ", line(item.peer, 60)))),
   inside);
   return h("li", { class: "row refused", "data-testid": "refused-row" }, details);
