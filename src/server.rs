@@ -75,7 +75,7 @@ fn with_context<T>(config: &Config, f: impl FnOnce(&BuildContext<'_>) -> T) -> T
         sources: &config.sources,
         env: &env,
         trust,
-        rendered_max_bytes: config.limits.rendered_max,
+        limits: config.limits,
     })
 }
 

@@ -80,6 +80,15 @@ pub struct Limits {
     pub files_reserved: u64,
     /// What one template may come to, in bytes.
     pub rendered_max: usize,
+    /// What is kept of a response, of a command's output, of a request's account, in bytes each.
+    pub kept: usize,
+}
+
+impl Default for Limits {
+    /// As `config/default.toml` says.
+    fn default() -> Limits {
+        Limits { attempts: 256, files_reserved: 128, rendered_max: 8 << 20, kept: 16 << 10 }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -306,10 +306,12 @@ fn limits(table: &Table<'_>) -> Option<Limits> {
     let attempts = table.get("attempts").and_then(|node| node.integer(1..=65_536));
     let files_reserved = table.get("files_reserved").and_then(|node| node.integer(16..=4_096));
     let rendered_max = table.get("rendered_max").and_then(|node| node.bytes(1 << 10..=64 << 20));
+    let kept = table.get("kept").and_then(|node| node.bytes(1 << 10..=256 << 10));
     Some(Limits {
         attempts: usize::try_from(attempts?).ok()?,
         files_reserved: files_reserved?,
         rendered_max: usize::try_from(rendered_max?).ok()?,
+        kept: usize::try_from(kept?).ok()?,
     })
 }
 

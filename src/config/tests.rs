@@ -85,6 +85,7 @@ fn the_documented_defaults_are_those_promised() {
     assert_eq!(c.intake.read_timeout, Duration::from_secs(5));
     assert_eq!(c.intake.ack_deadline, Duration::from_millis(4500));
     assert_eq!(c.intake.connections_max, 1024);
+    assert_eq!(c.limits, Limits::default());
     assert_eq!(c.intake.trusted_proxies, ["127.0.0.1/8".parse().unwrap()]);
     assert_eq!(c.schedule, Schedule::default());
     let retention = Retention {

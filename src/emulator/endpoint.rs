@@ -7,10 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::SOURCE;
 use crate::clock::{BoxFuture, Timestamp};
-use crate::config::{self, Action, Circuit, ForwardSign, HttpBody, Order, Start};
+use crate::config::{self, Action, Circuit, ForwardSign, HttpBody, Limits, Order, Start};
 use crate::delivery::{HandlerName, Outcome, Seq};
 use crate::event::{Event, NewEvent, VerifiedBy};
-use crate::handler::template::RENDERED_MAX_BYTES;
 use crate::handler::{self, BuildContext, Call, Handler, Report, Trust};
 use crate::schedule::Schedule;
 
@@ -189,7 +188,7 @@ fn sender(endpoint: &config::Handler, sources: &[config::Source]) -> Result<Stri
         sources,
         env: &|_| None,
         trust: Trust::default(),
-        rendered_max_bytes: RENDERED_MAX_BYTES,
+        limits: Limits::default(),
     };
     Ok(Strict(handler::build(endpoint, &context)?.handler))
 }

@@ -154,11 +154,7 @@ fn config(options: &EmulateOptions, secret: Secret, schedule: Schedule) -> Confi
             ping_types: vec![],
         }],
         schedule,
-        limits: config::Limits {
-            attempts: registry::ATTEMPTS_MAX,
-            files_reserved: 0,
-            rendered_max: 0,
-        },
+        limits: config::Limits::default(),
         retention: config::Retention {
             delivered: Some(EVENTS_KEPT),
             dead: None,

@@ -17,7 +17,6 @@ use crate::store::Store;
 
 const FILE: &str = "endpoints.json";
 const ENDPOINTS_MAX: usize = 100;
-pub(super) const ATTEMPTS_MAX: usize = 256;
 /// Pings that the log shows; attempts are in the store.
 const PINGS_KEPT: usize = 200;
 
@@ -56,7 +55,8 @@ impl Emulator {
         let kept = read(&file)?;
         let (config, handlers) = plan(&config, &kept)?;
         store.set_active_handlers(server::names(&config));
-        let replay = runner::start(store.clone(), Arc::clone(&clock), handlers, ATTEMPTS_MAX);
+        let replay =
+            runner::start(store.clone(), Arc::clone(&clock), handlers, config.limits.attempts);
         let config = RwLock::new(Arc::new(config));
         Ok(Emulator { store, clock, replay, file, kept: tokio::sync::Mutex::new(kept), config })
     }

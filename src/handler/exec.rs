@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::redact::shorten;
 use super::template::{self, Engine, Place, Template};
-use super::{Call, Common, Handler, KEPT_BYTES, Report, seconds};
+use super::{Call, Common, Handler, Report, seconds};
 use crate::clock::BoxFuture;
 use crate::config;
 use crate::delivery::Outcome;
@@ -100,7 +100,7 @@ impl Exec {
         command.process_group(0).kill_on_drop(true);
         let mut report = match command.spawn() {
             Ok(child) => {
-                let kept = KEPT_BYTES + self.common.redactor.longest_bytes();
+                let kept = self.common.kept_bytes + self.common.redactor.longest_bytes();
                 let ended =
                     supervise(child, call.event.new.body.clone(), call.deadline, kept).await;
                 self.report(&ended, call.deadline)
@@ -151,7 +151,7 @@ impl Exec {
             if template.private { "***".to_owned() } else { format!("{text:?}") }
         });
         let mut text = self.common.redactor.clean(&shown.collect::<Vec<_>>().join(" "));
-        shorten(&mut text, KEPT_BYTES);
+        shorten(&mut text, self.common.kept_bytes);
         format!("{text}\nstdin: {stdin_bytes} bytes")
     }
 
@@ -166,7 +166,7 @@ impl Exec {
         let mut response = said;
         for (name, kept) in [("stdout", &ended.stdout), ("stderr", &ended.stderr)] {
             if kept.total_bytes > 0 {
-                let text = self.common.redactor.clean_bytes(&kept.bytes, KEPT_BYTES);
+                let text = self.common.redactor.clean_bytes(&kept.bytes, self.common.kept_bytes);
                 response.push_str(&format!("\n{name} ({} bytes):\n{text}", kept.total_bytes));
             }
         }
@@ -450,7 +450,7 @@ mod tests {
             "{}",
             &text[..80]
         );
-        assert!(text.len() < KEPT_BYTES + 200, "{}", text.len());
+        assert!(text.len() < (16 << 10) + 200, "{}", text.len());
     }
 
     #[tokio::test]

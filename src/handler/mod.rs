@@ -18,7 +18,7 @@ use std::time::Duration;
 use wildmatch::WildMatch;
 
 use crate::clock::{BoxFuture, Timestamp};
-use crate::config::{self, Action, HttpBody};
+use crate::config::{self, Action, HttpBody, Limits};
 use crate::delivery::Outcome;
 use crate::event::{Event, MALFORMED};
 use crate::message::MessageView;
@@ -28,9 +28,6 @@ pub use crate::trust::Trust;
 pub use filter::Filter;
 use redact::Redactor;
 use template::{Engine, Values};
-
-/// How much of a response body, or of a program's output and its errors, history keeps.
-pub const KEPT_BYTES: usize = 16 << 10;
 
 /// What a handler is told of one attempt.
 #[derive(Clone, Debug)]
@@ -74,8 +71,7 @@ pub struct BuildContext<'a> {
     pub sources: &'a [config::Source],
     /// For `env('NAME')`: this process's environment.
     pub env: &'a dyn Fn(&str) -> Option<String>,
-    /// What one template may come to.
-    pub rendered_max_bytes: usize,
+    pub limits: Limits,
     /// Shared: the system's authorities take a millisecond to read.
     pub trust: Trust,
 }
@@ -93,6 +89,8 @@ struct Common {
     name: String,
     engine: Arc<Engine>,
     redactor: Redactor,
+    /// Of a request's account, a response, an output.
+    kept_bytes: usize,
 }
 
 /// # Errors
@@ -121,16 +119,19 @@ fn build_unnamed(handler: &config::Handler, ctx: &BuildContext<'_>) -> Result<Bu
     let secrets = ctx.secrets.values().chain(of_sources).map(text_of);
     let redactor = Redactor::new(secrets.chain(values.env.values().cloned()));
 
+    let kept_bytes = ctx.limits.kept;
     let (built, engine): (Arc<dyn Handler>, _) = match &handler.action {
         Action::Http(http) => {
             let plan = http::Plan::compile(http, &mut engine)?;
-            let common = Common { name: name.clone(), engine: Arc::new(engine), redactor };
+            let common =
+                Common { name: name.clone(), engine: Arc::new(engine), redactor, kept_bytes };
             let engine = Arc::clone(&common.engine);
             (Arc::new(http::Http::new(http, plan, ctx, handler.concurrency, common)?), engine)
         }
         Action::Exec(exec) => {
             let plan = exec::Plan::compile(exec, &mut engine)?;
-            let common = Common { name: name.clone(), engine: Arc::new(engine), redactor };
+            let common =
+                Common { name: name.clone(), engine: Arc::new(engine), redactor, kept_bytes };
             let engine = Arc::clone(&common.engine);
             (Arc::new(exec::Exec::new(plan, common)), engine)
         }
@@ -153,7 +154,7 @@ fn text_of(secret: &Secret) -> String {
 /// Every secret, and those variables that a template names. Variables are read here, once, so that
 /// their values are known to the redactor before the first attempt.
 fn values(handler: &config::Handler, ctx: &BuildContext<'_>) -> Values {
-    let mut values = Values { rendered_max_bytes: ctx.rendered_max_bytes, ..Values::default() };
+    let mut values = Values { rendered_max_bytes: ctx.limits.rendered_max, ..Values::default() };
     for (name, secret) in ctx.secrets {
         values.secrets.insert(name.clone(), text_of(secret));
     }

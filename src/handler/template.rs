@@ -15,14 +15,13 @@ use minijinja::value::{Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, State, UndefinedBehavior};
 
 use super::scan;
+use crate::config::Limits;
 use crate::event::Event;
 use crate::message::MessageView;
 use crate::signature::json;
 
 /// Instructions per rendering: a loop over a megabyte of JSON fits, an endless one ends.
 const FUEL: u64 = 1_000_000;
-/// What one template may come to, where nobody says otherwise.
-pub const RENDERED_MAX_BYTES: usize = 8 << 20;
 
 /// Every name that a template may use, besides minijinja's own functions.
 const NAMES: [&str; 9] =
@@ -52,7 +51,7 @@ pub struct Values {
 impl Default for Values {
     fn default() -> Values {
         Values {
-            rendered_max_bytes: RENDERED_MAX_BYTES,
+            rendered_max_bytes: Limits::default().rendered_max,
             secrets: BTreeMap::new(),
             env: BTreeMap::new(),
         }

@@ -94,7 +94,7 @@ pub fn context<T>(f: impl FnOnce(&BuildContext<'_>) -> T) -> T {
         sources: &[source],
         env: &env,
         trust: Trust::default(),
-        rendered_max_bytes: super::template::RENDERED_MAX_BYTES,
+        limits: config::Limits::default(),
     })
 }
 

@@ -353,7 +353,7 @@ fn status_says_how_each_handler_stands() {
     ));
     post(&server, "evt_1", "message.sent");
     let status = eventually("the failed delivery is in the backlog", || {
-        let status = server.cli_json(&["status"]).pop()?;
+        let status = server.status();
         (status["backlog"] == 1).then_some(status)
     });
     let handler = &status["handlers"].as_array().unwrap()[0];

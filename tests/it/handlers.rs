@@ -72,7 +72,7 @@ fn programs_that_misbehave_leave_nothing_behind_and_hold_up_no_acknowledgement()
     drop(client);
     assert!(!marked(&mark).is_empty(), "the programs run by now");
     let handler = |name: &str| -> Value {
-        let status = server.cli_json(&["status"]).remove(0);
+        let status = server.status();
         let handlers = status["handlers"].as_array().unwrap();
         handlers.iter().find(|h| h["name"] == name).unwrap().clone()
     };
@@ -143,7 +143,7 @@ fn in_a_conversation_no_event_overtakes_another_and_other_conversations_do_not_w
     eventually("all are through", || {
         ahead += 31;
         server.set_clock_ahead(ahead);
-        let handler = server.cli_json(&["status"])[0]["handlers"][0].clone();
+        let handler = server.status()["handlers"][0].clone();
         let left = ["running", "scheduled", "behind"].map(|kind| handler[kind].as_u64().unwrap());
         (left == [0, 0, 0]).then_some(())
     });

@@ -123,6 +123,29 @@ fn links_in_the_data_directory_are_refused_and_what_they_lead_to_is_untouched() 
 }
 
 #[test]
+fn of_outputs_and_responses_so_much_is_kept_as_is_configured() {
+    let talks =
+        crate::support::Receiver::start(|_| (200, "x-long: abcdefghijklmnopqrstuvwxyz\r\n"));
+    let server = Server::start(&format!(
+        "[limits]\nkept = \"2 KiB\"\n[[handler]]\nname = \"talks\"\nevents = [\"*\"]\n\
+         exec = {{ command = [\"/usr/bin/head\", \"-c\", \"100000\", \"/dev/zero\"] }}\n\
+         [[handler]]\nname = \"web\"\nevents = [\"*\"]\nhttp = {{ url = \"{}\" }}\n",
+        talks.url(&format!("/{}", "p".repeat(5_000)))
+    ));
+    assert_eq!(server.client().post_signed(&event_body("evt_1", "t", 1)).unwrap().status, 200);
+    let kept = |handler: &str, what: &str| {
+        eventually(&format!("{handler} has run"), || {
+            let event = server.cli_json(&["events", "show", "evt_1"]).remove(0);
+            let of =
+                event["deliveries"].as_array()?.iter().find(|d| d["handler"] == handler)?.clone();
+            Some(of["attempts"][0][what].as_str()?.len())
+        })
+    };
+    let lengths = [kept("talks", "response"), kept("web", "request")];
+    assert!(lengths.iter().all(|n| (2_048..2_200).contains(n)), "{lengths:?}");
+}
+
+#[test]
 fn a_template_that_comes_to_too_much_is_a_dead_delivery() {
     let server = Server::start(
         "[limits]\nrendered_max = \"1 KiB\"\n[[handler]]\nname = \"big\"\nevents = [\"*\"]\n\

@@ -146,7 +146,7 @@ fn what_strangers_write_comes_out_of_every_handler_as_it_went_in() {
         assert_eq!(client.post_signed(&event(n, text)).unwrap().status, 200, "{text:?}");
     }
     eventually("all is settled", || {
-        let status = server.cli_json(&["status"]).remove(0);
+        let status = server.status();
         let handlers = status["handlers"].as_array().unwrap();
         let left = |h: &Value| {
             ["running", "scheduled", "behind"].iter().any(|kind| h[*kind].as_u64() != Some(0))

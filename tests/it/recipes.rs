@@ -80,7 +80,7 @@ fn after_a_retry(server: &Server, remote: &Receiver) -> Received {
     assert_eq!(first.body, second.body, "a retry sends the same");
     assert_eq!(first.headers["idempotency-key"], second.headers["idempotency-key"]);
     eventually("it is delivered", || {
-        let handler = server.cli_json(&["status"])[0]["handlers"][0].clone();
+        let handler = server.status()["handlers"][0].clone();
         let left = ["running", "scheduled", "behind"].map(|kind| handler[kind].as_u64().unwrap());
         (left == [0, 0, 0] && handler["dead"] == 0).then_some(())
     });

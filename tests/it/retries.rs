@@ -173,7 +173,7 @@ fn a_service_that_is_down_for_a_night_costs_no_delivery_its_attempts() {
          circuit = {{ failures = 3, probe_max = \"2m\" }}\n",
         crm.url("/")
     ));
-    let handler = || server.cli_json(&["status"])[0]["handlers"][0].clone();
+    let handler = || server.status()["handlers"][0].clone();
     for n in 0..20 {
         let body = event_body(&format!("evt_{n}"), "message.read", n);
         assert_eq!(server.client().post_signed(&body).unwrap().status, 200);
@@ -227,7 +227,7 @@ fn resuming_a_handler_whose_service_is_back_tries_it_at_once() {
         let body = event_body(&format!("evt_{n}"), "message.read", n);
         assert_eq!(server.client().post_signed(&body).unwrap().status, 200);
     }
-    let handler = || server.cli_json(&["status"])[0]["handlers"][0].clone();
+    let handler = || server.status()["handlers"][0].clone();
     eventually("the circuit opens", || (!handler()["circuit"].is_null()).then_some(()));
     healthy.store(true, Ordering::Relaxed);
     let resumed = Api::of(&server).ask("POST", "/api/v1/handlers/crm/resume", "");

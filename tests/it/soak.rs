@@ -116,7 +116,7 @@ fn memory_and_disk_stay_bounded_over_300_000_events() {
     assert!(last <= before + before / 8, "memory grows: {before} MiB, then {last} MiB");
     assert_eq!(listed, 20);
     // Retention makes no more room than it needs.
-    let log_mib = server.cli_json(&["status"])[0]["logBytes"].as_u64().unwrap() / (1024 * 1024);
+    let log_mib = server.status()["logBytes"].as_u64().unwrap() / (1024 * 1024);
     assert!(log_mib >= DISK_MAX_MIB / 4, "the log is down to {log_mib} MiB");
     let log = server.log();
     println!("{}", log.lines().filter(|l| l.contains("compacted")).collect::<Vec<_>>().join("\n"));

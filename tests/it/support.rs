@@ -555,6 +555,15 @@ impl Server {
     }
 }
 
+impl Server {
+    /// What `status` says, also of a server that is degraded: after its start it is for a moment.
+    pub fn status(&self) -> serde_json::Value {
+        let output = self.cli(&["status", "--json"]);
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}\n{}", self.log());
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {

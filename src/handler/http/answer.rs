@@ -9,7 +9,6 @@ use hyper::body::Incoming;
 use hyper::header::{HeaderMap, LOCATION, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
-use super::super::KEPT_BYTES;
 use super::super::address::Refused;
 use super::super::redact::{Redactor, shorten};
 use crate::clock::Timestamp;
@@ -31,10 +30,11 @@ impl Answer {
         response: Response<Incoming>,
         left: Duration,
         redactor: &Redactor,
+        kept_bytes: usize,
     ) -> Answer {
         let (head, body) = response.into_parts();
         let mut bytes = Vec::new();
-        let keep = KEPT_BYTES + redactor.longest_bytes();
+        let keep = kept_bytes + redactor.longest_bytes();
         let reading = read_body(body, &mut bytes, keep);
         let ended = tokio::time::timeout(left.min(BODY_GRACE), reading).await;
         let mut account = format!("{:?} {}", head.version, head.status);
@@ -46,9 +46,9 @@ impl Answer {
             account.push_str(&format!("\n{name}: {shown}"));
         }
         account = redactor.clean(&account);
-        shorten(&mut account, KEPT_BYTES);
+        shorten(&mut account, kept_bytes);
         account.push_str("\n\n");
-        account.push_str(&redactor.clean_bytes(&bytes, KEPT_BYTES));
+        account.push_str(&redactor.clean_bytes(&bytes, kept_bytes));
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(why)) => account.push_str(&format!("\n[the body was cut off: {why}]")),

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::address::{Refused, Resolver, is_allowed};
 use super::redact::{Redactor, shorten};
-use super::{BuildContext, Call, Common, Handler, KEPT_BYTES, Report, seconds};
+use super::{BuildContext, Call, Common, Handler, Report, seconds};
 use crate::clock::BoxFuture;
 use crate::config::{self, ForwardSign};
 use crate::delivery::Outcome;
@@ -104,12 +104,12 @@ impl Http {
             Ok(Err(error)) => (Outcome::retry(answer::failure(&error, &target.authority)), None),
             Ok(Ok(response)) => {
                 let left = call.deadline.saturating_sub(started.elapsed());
-                let answer = Answer::read(response, left, &redactor).await;
+                let answer = Answer::read(response, left, &redactor, self.common.kept_bytes).await;
                 (answer.outcome(&self.permanent, call.now), Some(answer.account))
             }
         };
         let mut request = redactor.clean(&account);
-        shorten(&mut request, KEPT_BYTES);
+        shorten(&mut request, self.common.kept_bytes);
         Report { outcome: clean(&redactor, outcome), request: Some(request), response }
     }
 
