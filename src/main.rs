@@ -13,8 +13,10 @@ fn main() -> ExitCode {
 mod memory {
     use std::time::Duration;
 
+    use bluehook::process::resident_bytes;
+
     const LOOK_EVERY: Duration = Duration::from_millis(250);
-    const GROWN_BYTES: usize = 4 * 1024 * 1024;
+    const GROWN_BYTES: u64 = 4 * 1024 * 1024;
     /// What is freed shows nowhere: so many looks later there may be some.
     const LOOKS_MAX: u32 = 40;
 
@@ -32,7 +34,7 @@ mod memory {
 
     /// After the index was compacted, say, much is free between what is in use.
     fn give_back() {
-        let (mut before, mut looks) = (usize::MAX, 0);
+        let (mut before, mut looks) = (u64::MAX, 0);
         loop {
             std::thread::sleep(LOOK_EVERY);
             let Some(bytes) = resident_bytes() else { return };
@@ -45,11 +47,5 @@ mod memory {
                 looks = 0;
             }
         }
-    }
-
-    fn resident_bytes() -> Option<usize> {
-        let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-        let pages: usize = statm.split_whitespace().nth(1)?.parse().ok()?;
-        Some(pages * rustix::param::page_size())
     }
 }

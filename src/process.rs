@@ -30,9 +30,41 @@ pub fn allow_open_files(wanted: u64) -> u64 {
     }
 }
 
+/// What the process takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    pub open_files: u64,
+    pub open_files_max: u64,
+    pub resident_bytes: u64,
+}
+
+/// `None`: the system does not say.
+#[must_use]
+pub fn usage() -> Option<Usage> {
+    Some(Usage {
+        open_files: std::fs::read_dir("/proc/self/fd").ok()?.count() as u64,
+        open_files_max: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
+        resident_bytes: resident_bytes()?,
+    })
+}
+
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_it_takes_is_more_than_nothing_and_no_more_than_it_may() {
+        let usage = usage().unwrap();
+        assert!(usage.open_files > 2 && usage.open_files <= usage.open_files_max);
+        assert!(usage.resident_bytes > 1 << 20);
+    }
 
     #[test]
     fn what_is_granted_is_known() {

@@ -9,6 +9,7 @@ use super::status;
 use super::wire::{FollowUpJson, HandlerJson, StatusJson};
 use crate::clock::Timestamp;
 use crate::delivery::HandlerName;
+use crate::process;
 use crate::tally::{BOUNDS_MS, DurationsView};
 
 /// A metric's name, type and help.
@@ -73,6 +74,15 @@ fn about(cx: &AdminContext, status: &StatusJson, out: &mut Exposition) {
     let started =
         Family("bluehook_start_time_seconds", "gauge", "When the process started, Unix time.");
     out.one(started, cx.started_at.0 as f64 / 1_000.0);
+    // As Prometheus' own client libraries name them.
+    let Some(usage) = process::usage() else { return };
+    for (name, help, value) in [
+        ("process_open_fds", "Open files.", usage.open_files),
+        ("process_max_fds", "Files that may be open.", usage.open_files_max),
+        ("process_resident_memory_bytes", "Memory in use.", usage.resident_bytes),
+    ] {
+        out.one(Family(name, "gauge", help), value as f64);
+    }
 }
 
 fn intake(cx: &AdminContext, out: &mut Exposition) {
@@ -99,6 +109,11 @@ fn intake(cx: &AdminContext, out: &mut Exposition) {
             "bluehook_canonical_forms_total",
             "Bodies brought into canonical form to check their signature.",
             view.canonical,
+        ),
+        (
+            "bluehook_connections_used_up_total",
+            "Connections closed after all the requests that one may bring.",
+            view.used_up,
         ),
     ] {
         out.one(Family(name, "counter", help), value as f64);

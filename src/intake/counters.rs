@@ -21,6 +21,7 @@ pub struct Counters {
     pings: AtomicU64,
     not_wanted: AtomicU64,
     canonical: AtomicU64,
+    used_up: AtomicU64,
     refused: [AtomicU64; Reason::NAMES.len()],
     acks: Durations,
     hour: LastHour<Minute>,
@@ -49,6 +50,8 @@ pub struct CounterView {
     pub not_wanted: u64,
     /// Bodies whose canonical form was made, because the signature was not over the raw one.
     pub canonical: u64,
+    /// Connections closed because they had brought all the requests they may.
+    pub used_up: u64,
     /// Every reason there is.
     pub refused: Vec<(&'static str, u64)>,
     pub acks: DurationsView,
@@ -89,6 +92,10 @@ impl Counters {
         });
     }
 
+    pub(super) fn note_used_up(&self) {
+        add(&self.used_up, 1);
+    }
+
     pub(super) fn note_canonical(&self) {
         add(&self.canonical, 1);
     }
@@ -123,6 +130,7 @@ impl Counters {
             pings: get(&self.pings),
             not_wanted: get(&self.not_wanted),
             canonical: get(&self.canonical),
+            used_up: get(&self.used_up),
             refused: Reason::NAMES.into_iter().zip(self.refused.iter().map(get)).collect(),
             acks: self.acks.view(),
         }

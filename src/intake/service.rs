@@ -38,9 +38,13 @@ pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Res
     let Visit { intake, origin, place, requests } = &*visit;
     let live = intake.live();
     let (head, body) = request.into_parts();
-    let last = requests.fetch_add(1, Ordering::Relaxed) + 1 >= live.limits.requests_per_connection
-        // What comes after a chunked body nobody has framed.
-        || head.headers.contains_key(header::TRANSFER_ENCODING);
+    let used_up =
+        requests.fetch_add(1, Ordering::Relaxed) + 1 >= live.limits.requests_per_connection;
+    if used_up {
+        intake.counters.note_used_up();
+    }
+    // What comes after a chunked body nobody has framed.
+    let last = used_up || head.headers.contains_key(header::TRANSFER_ENCODING);
     let mut seen = Bytes::new();
     let answer = match live.sources.iter().find(|s| s.config.path == head.uri.path()) {
         None => Answer::Refused(Reason::UnknownPath),

@@ -264,6 +264,7 @@ fn after_so_many_requests_a_connection_is_closed() {
         .collect();
     let open = (200, None);
     assert_eq!(said, [open.clone(), open.clone(), (200, Some("close".to_owned())), open]);
+    assert_eq!(server.metric("bluehook_connections_used_up_total"), 1.0);
 }
 
 #[test]

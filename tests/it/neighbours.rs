@@ -121,6 +121,7 @@ fn with_64_open_files_everything_is_stored_and_handled() {
     server.through = ["prlimit", "--nofile=64"].map(str::to_owned).to_vec();
     server.spawn();
     assert!(server.log().contains("64 open files are allowed"), "{}", server.log());
+    assert_eq!(server.metric("process_max_fds"), 64.0);
     let idle: Vec<_> = (0..100).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
     // Large enough for the log to need new segments meanwhile.
     let filler = "x".repeat(200_000);
@@ -131,6 +132,7 @@ fn with_64_open_files_everything_is_stored_and_handled() {
         assert_eq!(answer.status, 200, "{n}: {}", server.log());
     }
     drop(idle);
+    assert!(server.metric("process_open_fds") <= 64.0);
     let exec_log = server.dir.path().join("exec.log");
     eventually("every handler has run for every event", || {
         let counts = [

@@ -65,6 +65,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "handler",
             "intake",
             "message",
+            "process",
             "replay",
             "schedule",
             "signature",
