@@ -18,6 +18,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 
 use clap::Parser as _;
+use clap::error::ErrorKind;
 
 use args::{Cli, Command};
 
@@ -60,14 +61,33 @@ impl Failure {
     }
 }
 
+/// What clap says over several lines, as all our errors are said.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {
+        let part = part.strip_prefix("error: ").unwrap_or(part);
+        let between = if line.is_empty() || line.ends_with(':') { " " } else { "; " };
+        if !part.starts_with("For more information") {
+            line.push_str(between);
+            line.push_str(part);
+        }
+    }
+    format!("{}; --help says more", line.trim_start())
+}
+
 /// Does what the arguments ask; returns the exit code.
 #[must_use]
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(e) => {
-            let _ = e.print();
-            return u8::try_from(e.exit_code()).unwrap_or(USAGE);
+        Err(error) => {
+            match error.kind() {
+                ErrorKind::DisplayHelp
+                | ErrorKind::DisplayVersion
+                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => drop(error.print()),
+                _ => warn(&one_line(&error.render().to_string())),
+            }
+            return u8::try_from(error.exit_code()).unwrap_or(USAGE);
         }
     };
     let done = match cli.command {

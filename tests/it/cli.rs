@@ -376,6 +376,28 @@ fn secrets_completions_and_manual_pages_need_no_appliance() {
 }
 
 #[test]
+fn what_was_typed_wrongly_is_said_in_one_line_with_what_to_do() {
+    for (arguments, says) in [
+        (&["evnts"][..], &["'evnts'", "'events'"][..]),
+        (&["events", "show"], &["not provided: <ID>", "Usage: bluehook events show <ID>"]),
+        (&["events", "list", "--limit", "x"], &["'x'", "a number from 1 on"]),
+        (&["status", "--jsn"], &["'--jsn'", "'--json'"]),
+    ] {
+        let output = binary().args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+        assert!(
+            error.starts_with("bluehook: ") && error.ends_with("; --help says more\n"),
+            "{error}"
+        );
+        assert!(says.iter().all(|word| error.contains(word)), "{error}");
+    }
+    let help = binary().args(["events", "--help"]).output().unwrap();
+    assert!(help.status.success() && String::from_utf8(help.stdout).unwrap().lines().count() > 10);
+}
+
+#[test]
 fn a_closed_pipe_is_no_error() {
     let server = Server::start(ARCHIVE);
     for n in 0..50 {
