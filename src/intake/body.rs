@@ -14,7 +14,7 @@ use super::answer::Reason;
 
 /// For one piece of a body: more than are needed for the largest body there may be.
 const GIVE_WAY_MAX: usize = 64;
-const GIVE_WAY_WAIT: Duration = Duration::from_millis(20);
+const GIVE_WAY_WAIT: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub(super) struct Budget {
