@@ -1,14 +1,15 @@
 //! How many connections there may be: in all, and from one address.
 //!
 //! At the limit, whoever has kept us waiting longest for a request gives way to the newcomer, so that connections on
-//! which nothing comes, or one byte a second, keep nobody out. Only where all places are taken by requests that are
-//! being answered is a newcomer refused.
+//! which nothing comes, or one byte a second, keep nobody out. Whoever has a whole request by the time that it hears of
+//! it stays, and the next one goes. Only where all places are taken by requests that are being answered is a newcomer
+//! refused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::peer::network_of;
 
@@ -29,6 +30,8 @@ struct Taken {
     by_address: HashMap<IpAddr, usize>,
     /// Who waits for its peer, longest first.
     waiting: BTreeMap<u64, Waiting>,
+    /// Who was told to go and has yet to hear it, and whom that keeps waiting.
+    told: HashMap<u64, oneshot::Sender<()>>,
     waits: u64,
     gave_way: u64,
 }
@@ -47,27 +50,32 @@ pub(super) enum Full {
     Address,
 }
 
+/// Why there is no place yet.
+#[derive(Debug)]
+enum NoPlace {
+    Full(Full),
+    /// Somebody was told to go: to be tried again after this, which ends without a word.
+    Until(oneshot::Receiver<()>),
+}
+
 /// The place of one connection, until it is dropped. It begins as one that waits.
 pub(super) struct Place {
     places: Arc<Places>,
     address: Option<IpAddr>,
     give_way: Arc<Notify>,
-    /// Its key in [`Taken::waiting`].
+    /// Its key in [`Taken::waiting`] or [`Taken::told`].
     wait: Mutex<Option<u64>>,
 }
 
 impl Taken {
-    /// The one of them that has waited longest is told to go.
-    fn make_room(&mut self, among: impl Fn(&Waiting) -> bool) -> bool {
-        let Some(wait) = self.waiting.iter().find(|(_, one)| among(one)).map(|(wait, _)| *wait)
-        else {
-            return false;
-        };
-        if let Some(one) = self.waiting.remove(&wait) {
-            one.give_way.notify_one();
-            self.gave_way += 1;
-        }
-        true
+    /// The one of them that has waited longest is told to go. What is returned ends once it has heard.
+    fn make_room(&mut self, among: impl Fn(&Waiting) -> bool) -> Option<oneshot::Receiver<()>> {
+        let wait = self.waiting.iter().find(|(_, one)| among(one)).map(|(wait, _)| *wait)?;
+        let one = self.waiting.remove(&wait)?;
+        let (keeps_waiting, heard) = oneshot::channel();
+        self.told.insert(wait, keeps_waiting);
+        one.give_way.notify_one();
+        Some(heard)
     }
 }
 
@@ -80,24 +88,37 @@ impl Places {
     ///
     /// # Errors
     /// The limit that was met.
-    pub(super) fn take(
+    pub(super) async fn take(
         self: &Arc<Places>,
         address: Option<IpAddr>,
         limits: Limits,
     ) -> Result<Place, Full> {
+        loop {
+            match self.try_take(address, limits) {
+                Ok(place) => return Ok(place),
+                Err(NoPlace::Full(full)) => return Err(full),
+                // Nothing is ever sent: its end says so.
+                Err(NoPlace::Until(heard)) => drop(heard.await),
+            }
+        }
+    }
+
+    fn try_take(
+        self: &Arc<Places>,
+        address: Option<IpAddr>,
+        limits: Limits,
+    ) -> Result<Place, NoPlace> {
         let address = address.map(network_of);
         let mut taken = self.lock();
         let of_address =
             address.map_or(0, |ip| taken.by_address.get(&ip).copied().unwrap_or_default());
-        if of_address >= limits.per_address && !taken.make_room(|one| one.address == address) {
-            return Err(Full::Address);
+        if of_address >= limits.per_address {
+            let room = taken.make_room(|one| one.address == address);
+            return Err(room.map_or(NoPlace::Full(Full::Address), NoPlace::Until));
         }
-        // Whoever just gave way still counts.
-        if of_address < limits.per_address
-            && taken.in_all >= limits.in_all
-            && !taken.make_room(|_| true)
-        {
-            return Err(Full::InAll);
+        if taken.in_all >= limits.in_all {
+            let room = taken.make_room(|_| true);
+            return Err(room.map_or(NoPlace::Full(Full::InAll), NoPlace::Until));
         }
         taken.in_all += 1;
         if let Some(ip) = address {
@@ -152,25 +173,35 @@ impl Place {
         self.places
             .lock()
             .make_room(|one| one.holds_bytes > 0 && !Arc::ptr_eq(&one.give_way, &self.give_way))
+            .is_some()
     }
 
     /// A request is whole: its answer comes, whoever else does.
     pub(super) fn works(&self) {
         let wait = self.wait.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(wait) = wait {
-            self.places.lock().waiting.remove(&wait);
+            let mut taken = self.places.lock();
+            taken.waiting.remove(&wait);
+            taken.told.remove(&wait);
         }
     }
 
-    /// Ready once another connection needs the place.
+    /// Ready once another connection needs the place, and this one still waits for its peer.
     pub(super) async fn give_way(&self) {
-        self.give_way.notified().await;
+        loop {
+            self.give_way.notified().await;
+            let wait = *self.wait.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut taken = self.places.lock();
+            if wait.is_some_and(|wait| taken.told.contains_key(&wait)) {
+                taken.gave_way += 1;
+                return;
+            }
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.works();
         let mut taken = self.places.lock();
         taken.in_all -= 1;
         if let Some(ip) = self.address
@@ -181,11 +212,16 @@ impl Drop for Place {
                 taken.by_address.remove(&ip);
             }
         }
+        drop(taken);
+        // Last: whom it kept waiting finds the place free.
+        self.works();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use futures_util::FutureExt as _;
 
     use super::*;
@@ -200,51 +236,79 @@ mod tests {
         place.give_way().now_or_never().is_some()
     }
 
+    /// At once.
+    fn take(places: &Arc<Places>, last: u8) -> Result<Place, Full> {
+        places.take(ip(last), LIMITS).now_or_never().expect("somebody is to give way")
+    }
+
     #[test]
     fn who_has_waited_longest_gives_way() {
         let places = Arc::new(Places::default());
-        let [first, second, third] = [1, 2, 3].map(|n| places.take(ip(n), LIMITS).unwrap());
+        let [first, second, third] = [1, 2, 3].map(|n| take(&places, n).unwrap());
         // The first one's request came and was answered: now the second has waited longest.
         first.works();
         first.waits();
-        let fourth = places.take(ip(4), LIMITS).unwrap();
-        assert_eq!([&first, &second, &third, &fourth].map(told_to_go), [false, true, false, false]);
+        let mut newcomer = pin!(places.take(ip(4), LIMITS));
+        assert!(newcomer.as_mut().now_or_never().is_none());
+        assert_eq!([&first, &second, &third].map(told_to_go), [false, true, false]);
         drop(second);
+        let fourth = newcomer.now_or_never().unwrap().unwrap();
         assert_eq!((places.open(), places.gave_way()), (3, 1));
+        assert!(!told_to_go(&fourth));
+    }
+
+    /// It was closed while its event was being stored.
+    #[test]
+    fn who_has_a_whole_request_before_hearing_of_it_stays() {
+        let places = Arc::new(Places::default());
+        let [first, second, third] = [1, 2, 3].map(|n| take(&places, n).unwrap());
+        let mut newcomer = pin!(places.take(ip(4), LIMITS));
+        assert!(newcomer.as_mut().now_or_never().is_none());
+        first.works();
+        assert!(newcomer.as_mut().now_or_never().is_none());
+        assert_eq!([&first, &second, &third].map(told_to_go), [false, true, false]);
+        // What it did not hear then does not count for its next wait.
+        first.waits();
+        assert!(!told_to_go(&first));
+        for place in [&second, &third, &first] {
+            place.works();
+        }
+        assert_eq!(newcomer.now_or_never().unwrap().err(), Some(Full::InAll));
+        assert_eq!(places.open(), 3);
     }
 
     #[test]
     fn who_is_being_answered_does_not_give_way() {
         let places = Arc::new(Places::default());
-        let held = [1, 2, 3].map(|n| places.take(ip(n), LIMITS).unwrap());
+        let held = [1, 2, 3].map(|n| take(&places, n).unwrap());
         held.iter().for_each(Place::works);
-        assert_eq!(places.take(ip(4), LIMITS).err(), Some(Full::InAll));
+        assert_eq!(take(&places, 4).err(), Some(Full::InAll));
         assert!(held.iter().all(|place| !told_to_go(place)));
         drop(held);
         assert_eq!(places.open(), 0);
-        assert!(places.take(ip(4), LIMITS).is_ok());
+        assert!(take(&places, 4).is_ok());
     }
 
     #[test]
     fn an_address_over_its_share_takes_from_itself() {
         let places = Arc::new(Places::default());
-        let other = places.take(ip(1), LIMITS).unwrap();
-        let held = [2, 2].map(|n| places.take(ip(n), LIMITS).unwrap());
-        let third = places.take(ip(2), LIMITS).unwrap();
-        assert_eq!([&other, &held[0], &held[1]].map(told_to_go), [false, true, false]);
+        let other = take(&places, 1).unwrap();
+        let [first, second] = [2, 2].map(|n| take(&places, n).unwrap());
+        let mut newcomer = pin!(places.take(ip(2), LIMITS));
+        assert!(newcomer.as_mut().now_or_never().is_none());
+        assert_eq!([&other, &first, &second].map(told_to_go), [false, true, false]);
+        drop(first);
+        let third = newcomer.now_or_never().unwrap().unwrap();
         third.works();
-        held[1].works();
-        drop(held);
-        let fourth = places.take(ip(2), LIMITS).unwrap();
-        fourth.works();
-        assert_eq!(places.take(ip(2), LIMITS).err(), Some(Full::Address));
+        second.works();
+        assert_eq!(take(&places, 2).err(), Some(Full::Address));
         assert!(!told_to_go(&other));
     }
 
     #[test]
     fn for_a_body_those_give_way_that_hold_part_of_one() {
         let places = Arc::new(Places::default());
-        let [silent, slow, own] = [1, 2, 3].map(|n| places.take(ip(n), LIMITS).unwrap());
+        let [silent, slow, own] = [1, 2, 3].map(|n| take(&places, n).unwrap());
         slow.holds(10);
         own.holds(10);
         assert!(own.make_room_for_a_body());
@@ -256,10 +320,13 @@ mod tests {
     fn a_proxy_has_no_share_and_a_network_of_ipv6_is_one_address() {
         let places = Arc::new(Places::default());
         let limits = Limits { in_all: 100, per_address: 2 };
-        let proxied = [0; 5].map(|_| places.take(None, limits).unwrap());
+        let take = |address| places.take(address, limits).now_or_never();
+        let proxied = [0; 5].map(|_| take(None).unwrap().unwrap());
         proxied.iter().for_each(Place::works);
-        let of = |text: &str| places.take(Some(text.parse().unwrap()), limits).unwrap();
-        let held = [of("2001:db8::1"), of("2001:db8::2"), of("2001:db8::3"), of("2001:db8:0:1::1")];
-        assert_eq!(held.each_ref().map(told_to_go), [true, false, false, false]);
+        let of = |text: &str| take(Some(text.parse().unwrap()));
+        let held =
+            ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"].map(|a| of(a).unwrap().unwrap());
+        assert!(of("2001:db8::3").is_none());
+        assert_eq!(held.each_ref().map(told_to_go), [true, false, false]);
     }
 }

@@ -101,7 +101,7 @@ async fn accept_loop(
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-            Ok((stream, origin)) => match place_for(&intake, origin) {
+            Ok((stream, origin)) => match place_for(&intake, origin).await {
                 Ok(place) => {
                     let (tls, stopping) = (tls.clone(), shutdown.clone());
                     let intake = Arc::clone(&intake);
@@ -140,13 +140,13 @@ async fn accept_loop(
     }
 }
 
-fn place_for(intake: &Arc<Intake>, origin: Origin) -> Result<Place, Full> {
+async fn place_for(intake: &Arc<Intake>, origin: Origin) -> Result<Place, Full> {
     let live = intake.live();
     let limits = Limits {
         in_all: live.limits.connections_max,
         per_address: live.limits.connections_per_address,
     };
-    intake.places.take(origin.counted(&live.limits.trusted_proxies), limits)
+    intake.places.take(origin.counted(&live.limits.trusted_proxies), limits).await
 }
 
 /// A handshake has as long as a request's head.

@@ -252,6 +252,30 @@ fn a_connection_on_which_nothing_comes_gives_way_to_one_that_brings_something() 
     }
 }
 
+/// One that was told to go just as its request became whole was closed while the event was being stored.
+#[test]
+fn what_is_stored_is_answered_however_many_want_the_place() {
+    let server = Server::start(&config("connections_max = 2"));
+    let event = |id: &str| format!(r#"{{"eventId":"{id}","type":"message.read"}}"#);
+    let unanswered: Vec<String> = std::thread::scope(|scope| {
+        let senders: Vec<_> = (0..8)
+            .map(|sender| {
+                let server = &server;
+                scope.spawn(move || {
+                    let sent = (0..500).map(|n| format!("{sender}-{n}"));
+                    sent.filter(|id| server.client().post_signed(&event(id)).is_err()).collect()
+                })
+            })
+            .collect();
+        senders.into_iter().flat_map(|sender| -> Vec<_> { sender.join().unwrap() }).collect()
+    });
+    assert!(!unanswered.is_empty(), "nobody gave way");
+    for id in &unanswered {
+        assert_eq!(server.client().post_signed(&event(id)).unwrap().status, 200);
+    }
+    assert_eq!(server.metric("bluehook_duplicates_total"), 0.0, "of {}", unanswered.len());
+}
+
 #[test]
 fn after_so_many_requests_a_connection_is_closed() {
     let server = Server::start(&config("requests_per_connection = 3"));
