@@ -11,7 +11,10 @@ use super::{DEPTH_MAX, JsString, ParseError, Text, Value};
 /// # Errors
 /// What `JSON.parse` refuses (a byte order mark too), and nesting deeper than [`DEPTH_MAX`].
 pub fn parse(bytes: &[u8]) -> Result<Value, ParseError> {
-    Parser { text: &String::from_utf8_lossy(bytes), at: 0 }.document()
+    match str::from_utf8(bytes) {
+        Ok(text) => Parser { text, at: 0 }.document(),
+        Err(_) => Parser { text: &String::from_utf8_lossy(bytes), at: 0 }.document(),
+    }
 }
 
 /// A container whose end has not been read yet.
@@ -98,8 +101,7 @@ impl<'a> Parser<'a> {
                     if !self.eat(b']') {
                         return Err(self.error("no ',' or ']' after an array element"));
                     }
-                    items.shrink_to_fit();
-                    Value::Array(items)
+                    Value::Array(without_much_room(items))
                 }
                 Some(Open::Object { mut entries, key }) => {
                     entries.push((key, value));
@@ -183,8 +185,12 @@ impl<'a> Parser<'a> {
     /// What needs no decoding, up to a quote, a backslash or a control character.
     fn plain_run(&mut self) -> &'a str {
         let rest = &self.text[self.at..];
-        let len =
-            rest.bytes().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f)).unwrap_or(rest.len());
+        let run = memchr::memchr2(b'"', b'\\', rest.as_bytes()).map_or(rest, |len| &rest[..len]);
+        let is_control = |b: u8| b <= 0x1f;
+        // All bytes at once is quicker than one after the other up to the first.
+        let any_control = run.bytes().fold(false, |any, b| any | is_control(b));
+        let end = if any_control { run.bytes().position(is_control) } else { None };
+        let len = end.unwrap_or(run.len());
         self.at += len;
         &rest[..len]
     }
@@ -324,11 +330,27 @@ fn in_property_order(mut entries: Vec<(JsString, Value)>) -> Vec<(JsString, Valu
             entries.sort_by_key(|(key, _)| key.array_index().unwrap_or(u32::MAX));
         }
     }
-    entries.shrink_to_fit();
-    entries
+    without_much_room(entries)
 }
 
+/// Values may be many and small.
+fn without_much_room<T>(mut items: Vec<T>) -> Vec<T> {
+    if items.capacity() > items.len() * 2 {
+        items.shrink_to_fit();
+    }
+    items
+}
+
+/// So few properties are quicker compared with each other than hashed.
+const FEW: usize = 16;
+
 fn drop_duplicates(entries: &mut Vec<(JsString, Value)>) {
+    let is_again = |(at, (key, _)): (usize, &(JsString, Value))| {
+        entries.iter().take(at).any(|(before, _)| before == key)
+    };
+    if entries.len() <= FEW && !entries.iter().enumerate().any(is_again) {
+        return;
+    }
     let mut first_at = HashMap::with_capacity(entries.len());
     let mut repeats = Vec::new();
     for (at, (key, _)) in entries.iter().enumerate() {

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::keys::{self, JOURNAL};
-use super::page::{self, Builder, Change, PAGE_BYTES};
+use super::page::{self, Builder, Change, Cursor, PAGE_BYTES};
 use super::{BATCH_OPS_MAX, Batch, Kv, KvError, Pair, is_packed};
 
 /// About 8,000 events, 5 MB.
@@ -90,12 +90,10 @@ impl<K: Kv> Packed<K> {
                 None => ((*key).clone(), false),
             };
             let end = self.next_page(key)?;
-            let old = page.map_or(Ok(Vec::new()), |(_, bytes)| page::changes(&bytes))?;
+            let old = page.map_or(Vec::new(), |(_, bytes)| bytes);
             let end_of_family = keys::family(row.first().copied().unwrap_or_default()).1;
             let end = end.unwrap_or(end_of_family);
-            // A crash may have left in it what has got a page of its own.
-            let old = old.into_iter().filter(|(key, _)| *key < end).collect();
-            let (pages, empty) = (merged(&row, old, &end, &mut changes)?, (row, None));
+            let (pages, empty) = (merged(&row, &old, &end, &mut changes)?, (row, None));
             let gone = (pages.is_empty() && was_there).then_some(empty);
             for op in pages.into_iter().chain(gone) {
                 batch.push(op);
@@ -181,30 +179,35 @@ fn merge<'a>(
 /// What the page at `row` becomes with what is new up to `end`: itself, several, or nothing.
 fn merged<'a>(
     row: &[u8],
-    old: Vec<Change>,
+    page: &[u8],
     end: &[u8],
-    news: &mut Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>>,
+    news: &mut Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)> + Clone>,
 ) -> Result<Batch, KvError> {
-    let last_old = old.last().map(|(key, _)| key.clone());
-    let first_new = news.peek().map(|(key, _)| (*key).clone());
-    let mut pairs: BTreeMap<Vec<u8>, Vec<u8>> =
-        old.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
-    while let Some((key, value)) = news.next_if(|(key, _)| key.as_slice() < end) {
-        match value {
-            Some(value) => pairs.insert(key.clone(), value.clone()),
-            None => pairs.remove(key),
+    let bytes_max = bytes_max(page, end, news.clone())?;
+    let (mut builder, mut old) = (Builder::default(), Cursor::of(page)?);
+    loop {
+        // A crash may have left in a page what has got one of its own.
+        let kept = old.pair().filter(|(key, _)| *key < end);
+        let new = news.peek().filter(|(key, _)| key.as_slice() < end);
+        let first = match (kept, new) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
         };
-    }
-    let bytes: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
-    // What comes in order fills its pages. Among the keys of a full page there is room for more in two halves.
-    let bytes_max = if first_new > last_old {
-        PAGE_BYTES
-    } else {
-        bytes / bytes.div_ceil(PAGE_BYTES).max(1) + PAGE_BYTES / 8
-    };
-    let mut builder = Builder::default();
-    for (key, value) in &pairs {
-        builder.add(key, Some(value), bytes_max)?;
+        if first == Ordering::Less {
+            if let Some((key, value @ Some(_))) = kept {
+                builder.add(key, value, bytes_max)?;
+            }
+            old.advance()?;
+            continue;
+        }
+        if first == Ordering::Equal {
+            old.advance()?;
+        }
+        if let Some((key, Some(value))) = news.next() {
+            builder.add(key, Some(value), bytes_max)?;
+        }
     }
     let mut pages = builder.pages();
     // A page keeps its row, from which on it is looked for.
@@ -213,6 +216,30 @@ fn merged<'a>(
     }
     // Its own row last: cut off before, what goes elsewhere is still there too.
     Ok(pages.into_iter().rev().map(|(row, page)| (row, Some(page))).collect())
+}
+
+/// How full the pages become. What comes in order fills them. Among the keys of a full page there is room for more in
+/// two halves.
+fn bytes_max<'a>(
+    page: &[u8],
+    end: &[u8],
+    mut news: Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>>,
+) -> Result<usize, KvError> {
+    let first_new = news.peek().map(|(key, _)| *key);
+    let (mut bytes, mut comes_in_order, mut old) = (0, true, Cursor::of(page)?);
+    while let Some((key, value)) = old.pair().filter(|(key, _)| *key < end) {
+        bytes += key.len() + value.map_or(0, <[u8]>::len);
+        comes_in_order = first_new.is_some_and(|new| key < new.as_slice());
+        old.advance()?;
+    }
+    for (key, value) in news.take_while(|(key, _)| key.as_slice() < end) {
+        bytes += value.as_ref().map_or(0, |value| key.len() + value.len());
+    }
+    Ok(if comes_in_order {
+        PAGE_BYTES
+    } else {
+        bytes / bytes.div_ceil(PAGE_BYTES).max(1) + PAGE_BYTES / 8
+    })
 }
 
 impl<K: Kv> Kv for Packed<K> {

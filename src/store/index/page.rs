@@ -79,51 +79,74 @@ impl Builder {
     }
 }
 
-/// Calls `f` with every pair in order, until it returns `false`.
-///
-/// # Errors
-/// The bytes are no page: the index is damaged.
-pub fn each(page: &[u8], mut f: impl FnMut(&[u8], Option<&[u8]>) -> bool) -> Result<(), KvError> {
-    let damaged = || KvError("a page cannot be read".to_owned());
-    let (mut key, mut rest) = (Vec::with_capacity(32), page);
-    while !rest.is_empty() {
-        let (entry, used) = bincode::borrow_decode_from_slice::<Entry<'_>, _>(rest, layout())
-            .map_err(|_| damaged())?;
-        if usize::from(entry.shared) > key.len() {
-            return Err(damaged());
-        }
-        key.truncate(entry.shared.into());
-        key.extend_from_slice(entry.rest);
-        if !f(&key, entry.value) {
+/// Goes through a page with one pair at a time.
+pub struct Cursor<'a> {
+    key: Vec<u8>,
+    value: Option<&'a [u8]>,
+    rest: &'a [u8],
+    is_at_end: bool,
+}
+
+impl<'a> Cursor<'a> {
+    /// At its first pair.
+    ///
+    /// # Errors
+    /// The bytes are no page: the index is damaged.
+    pub fn of(page: &'a [u8]) -> Result<Cursor<'a>, KvError> {
+        let mut cursor =
+            Cursor { key: Vec::with_capacity(32), value: None, rest: page, is_at_end: false };
+        cursor.advance()?;
+        Ok(cursor)
+    }
+
+    #[must_use]
+    pub fn pair(&self) -> Option<(&[u8], Option<&'a [u8]>)> {
+        (!self.is_at_end).then_some((&self.key, self.value))
+    }
+
+    /// # Errors
+    /// As [`Cursor::of`].
+    pub fn advance(&mut self) -> Result<(), KvError> {
+        if self.rest.is_empty() {
+            self.is_at_end = true;
             return Ok(());
         }
-        rest = rest.get(used..).ok_or_else(damaged)?;
-    }
-    Ok(())
-}
-
-/// # Errors
-/// As [`each`].
-pub fn changes(page: &[u8]) -> Result<Vec<Change>, KvError> {
-    let mut found = Vec::new();
-    each(page, |key, value| {
-        found.push((key.to_vec(), value.map(<[u8]>::to_vec)));
-        true
-    })?;
-    Ok(found)
-}
-
-/// # Errors
-/// As [`each`].
-pub fn get(page: &[u8], wanted: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
-    let mut found = None;
-    each(page, |key, value| {
-        if key == wanted {
-            found = value.map(<[u8]>::to_vec);
+        let damaged = || KvError("a page cannot be read".to_owned());
+        let (entry, used) = bincode::borrow_decode_from_slice::<Entry<'_>, _>(self.rest, layout())
+            .map_err(|_| damaged())?;
+        if usize::from(entry.shared) > self.key.len() {
+            return Err(damaged());
         }
-        key < wanted
-    })?;
+        self.key.truncate(entry.shared.into());
+        self.key.extend_from_slice(entry.rest);
+        self.value = entry.value;
+        self.rest = self.rest.get(used..).ok_or_else(damaged)?;
+        Ok(())
+    }
+}
+
+/// # Errors
+/// As [`Cursor::of`].
+pub fn changes(page: &[u8]) -> Result<Vec<Change>, KvError> {
+    let (mut found, mut cursor) = (Vec::new(), Cursor::of(page)?);
+    while let Some((key, value)) = cursor.pair() {
+        found.push((key.to_vec(), value.map(<[u8]>::to_vec)));
+        cursor.advance()?;
+    }
     Ok(found)
+}
+
+/// # Errors
+/// As [`Cursor::of`].
+pub fn get(page: &[u8], wanted: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+    let mut cursor = Cursor::of(page)?;
+    while let Some((key, value)) = cursor.pair().filter(|(key, _)| *key <= wanted) {
+        if key == wanted {
+            return Ok(value.map(<[u8]>::to_vec));
+        }
+        cursor.advance()?;
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
