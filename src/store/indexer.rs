@@ -174,6 +174,7 @@ impl IndexerCore {
     /// # Errors
     /// The index is broken; it will be rebuilt.
     pub fn close(self) -> Result<(), KvError> {
+        self.kv.settle()?;
         self.kv.sync()?;
         rebuild::write_session(&*self.kv, Session { boot_id: self.boot_id, clean: true })?;
         self.kv.sync()

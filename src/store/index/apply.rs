@@ -5,9 +5,14 @@
 //! batches without the position; each of those may be applied again to the same end.
 
 mod deliveries;
+mod refill;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+
+pub use refill::refill;
+#[cfg(test)]
+pub(super) use refill::refill_with;
 
 use super::keys::{self, CONFLICTS_MAX, DeliveryEntry, EventEntry, IdEntry, Position, RepeatEntry};
 use super::overlay::Overlay;
@@ -82,6 +87,21 @@ impl Applier {
     pub fn apply(&mut self, at: At, record: Record) -> Result<(), KvError> {
         if !self.overlay.has_room(RECORD_OPS_MAX) {
             self.commit()?;
+        }
+        let of_events = match &record {
+            Record::Event(_) => Some(true),
+            Record::Carried { .. }
+            | Record::Keys { .. }
+            | Record::Forgotten { .. }
+            | Record::Dropped { .. } => Some(false),
+            // The others leave the packed families alone.
+            _ => None,
+        };
+        if let Some(of_events) = of_events
+            && !self.overlay.takes(of_events)
+        {
+            self.commit()?;
+            self.overlay.takes(of_events);
         }
         self.record(at, record)?;
         self.position.applied = at.seq;
@@ -191,11 +211,20 @@ impl Applier {
         id: &IdEntry,
         is_new_key: bool,
     ) -> Result<(), KvError> {
-        let seq = id.seq;
         if !self.sources.contains(&entry.source) {
             self.overlay.put(keys::source(&entry.source), &())?;
             self.sources.insert(entry.source.clone());
         }
+        self.pack(entry, key, id)?;
+        if is_new_key {
+            self.count(keys::META_IDS, |n| n + 1)?;
+        }
+        self.count(keys::META_EVENTS, |n| n + 1)
+    }
+
+    /// An event's part of the packed families.
+    fn pack(&mut self, entry: &EventEntry, key: &DedupKey, id: &IdEntry) -> Result<(), KvError> {
+        let seq = id.seq;
         self.overlay.put(keys::event(seq), entry)?;
         if let Some(message) = entry.message {
             self.overlay.put(keys::link(keys::MESSAGES, message, seq), &())?;
@@ -203,11 +232,7 @@ impl Applier {
         if let Some(conversation) = entry.voice() {
             self.overlay.put(keys::link(keys::VOICES, conversation, seq), &())?;
         }
-        if is_new_key {
-            self.count(keys::META_IDS, |n| n + 1)?;
-        }
-        self.overlay.put_id(seq, key, id)?;
-        self.count(keys::META_EVENTS, |n| n + 1)
+        self.overlay.put_id(seq, key, id)
     }
 
     fn count(&mut self, key: &[u8], change: impl FnOnce(u64) -> u64) -> Result<(), KvError> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fastbloom::BloomFilter;
 
 use super::keys::{self, IDS, IdEntry};
-use super::{Batch, Kv, KvError, Pair};
+use super::{Batch, Kv, KvError, Missing, Pair};
 use crate::event::DedupKey;
 
 const BITS_PER_KEY: usize = 10;
@@ -133,6 +133,12 @@ impl<K: Kv> WithIds<K> {
         WithIds { kv, filter }
     }
 
+    /// First: who does not find a key here must not find it in the index a moment later.
+    fn learn(&self, batch: &Batch) {
+        let ids = batch.iter().filter(|(key, value)| value.is_some() && is_id(key));
+        self.filter().insert(ids.map(|(key, _)| key.as_slice()));
+    }
+
     fn filter(&self) -> MutexGuard<'_, Filter> {
         self.filter.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -163,11 +169,22 @@ impl<K: Kv> Kv for WithIds<K> {
         self.kv.settle()
     }
 
+    fn missing(&self) -> Option<Missing> {
+        self.kv.missing()
+    }
+
+    fn is_complete_again(&self) {
+        self.kv.is_complete_again();
+    }
+
     fn apply(&self, batch: Batch) -> Result<(), KvError> {
-        // First: who does not find a key here must not find it in the index a moment later.
-        let ids = batch.iter().filter(|(key, value)| value.is_some() && is_id(key));
-        self.filter().insert(ids.map(|(key, _)| key.as_slice()));
+        self.learn(&batch);
         self.kv.apply(batch)
+    }
+
+    fn apply_events(&self, batch: Batch) -> Result<(), KvError> {
+        self.learn(&batch);
+        self.kv.apply_events(batch)
     }
 
     fn flush(&self) -> Result<(), KvError> {

@@ -11,7 +11,7 @@ use crate::message::REPORTS;
 use crate::store::log::Place;
 
 /// Raised when a key or value changes; an index of another format is rebuilt.
-pub const FORMAT: u32 = 5;
+pub const FORMAT: u32 = 6;
 
 /// `l` event → [`EventEntry`]
 pub const EVENTS: u8 = b'l';
@@ -43,12 +43,14 @@ pub const VOICES: u8 = b'v';
 pub const FOLLOW_UPS: u8 = b'w';
 /// `g` segment, event: events carried into a segment
 pub const CARRIED: u8 = b'g';
-/// `j` number → a page of changes to the packed families
+/// `j` number → a page of changes to the packed families that the log's events alone would not bring back
 pub const JOURNAL: u8 = b'j';
 /// `m`: what the index knows of itself
 pub const META: u8 = b'm';
 
 pub const META_POSITION: &[u8] = b"mp";
+/// Up to here the pages are complete: a [`Position`].
+pub const META_PACKED: &[u8] = b"mpacked";
 pub const META_SESSION: &[u8] = b"ms";
 pub const META_EVENTS: &[u8] = b"me";
 /// How many duplicate keys there are.

@@ -55,6 +55,13 @@ pub fn weight_of(batch: &Batch) -> usize {
 
 pub type Pair = (Vec<u8>, Vec<u8>);
 
+/// Records after the one at `after` (the log's first, if there is none) up to the one at `upto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing {
+    pub after: Option<keys::Position>,
+    pub upto: keys::Position,
+}
+
 /// Keys with their new values; `None` deletes.
 pub type Batch = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
@@ -82,6 +89,23 @@ pub trait Kv: Send + Sync {
     /// As `get`.
     fn apply(&self, batch: Batch) -> Result<(), KvError>;
 
+    /// As [`Kv::apply`], of what events alone add to the packed families: a crash may take that along, and then the
+    /// index says that it is [`Kv::missing`].
+    ///
+    /// # Errors
+    /// As `get`.
+    fn apply_events(&self, batch: Batch) -> Result<(), KvError> {
+        self.apply(batch)
+    }
+
+    /// Which events are to be applied once more before anything else is.
+    fn missing(&self) -> Option<Missing> {
+        None
+    }
+
+    /// They have been.
+    fn is_complete_again(&self) {}
+
     /// What was applied is out of this process's memory.
     ///
     /// # Errors
@@ -107,7 +131,7 @@ pub trait Kv: Send + Sync {
         None
     }
 
-    /// Puts in order what came last. Only for whoever applies.
+    /// Puts in order what came last, so that nothing will be missing. Only for whoever applies.
     ///
     /// # Errors
     /// As `get`.

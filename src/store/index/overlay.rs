@@ -22,13 +22,22 @@ pub struct Overlay {
     writes: BTreeMap<Vec<u8>, Write>,
     plain: usize,
     packed_bytes: usize,
+    /// What waits of the packed families comes from events alone.
+    is_of_events: bool,
     /// Of the duplicate keys among the writes.
     eras: BTreeSet<u64>,
 }
 
 impl Overlay {
     pub fn new(kv: Arc<dyn Kv>) -> Overlay {
-        Overlay { kv, writes: BTreeMap::new(), plain: 0, packed_bytes: 0, eras: BTreeSet::new() }
+        Overlay {
+            kv,
+            writes: BTreeMap::new(),
+            plain: 0,
+            packed_bytes: 0,
+            is_of_events: true,
+            eras: BTreeSet::new(),
+        }
     }
 
     /// The map below. Ranges are read there, after a [`Overlay::write_out`].
@@ -39,6 +48,16 @@ impl Overlay {
     /// Whether `ops` more writes and one on top fit into the batch.
     pub fn has_room(&self, ops: usize) -> bool {
         weight(self.plain, self.packed_bytes) + ops < BATCH_OPS_MAX
+    }
+
+    /// What follows changes the packed families as an event does, or as none does. Both in one batch do not go:
+    /// `false` asks for a [`Overlay::write_out`] first.
+    pub fn takes(&mut self, of_events: bool) -> bool {
+        let takes = self.is_of_events == of_events || self.packed_bytes == 0;
+        if takes {
+            self.is_of_events = of_events;
+        }
+        takes
     }
 
     pub fn get<T: Decode<()>>(&self, key: &[u8]) -> Result<Option<T>, KvError> {
@@ -125,6 +144,9 @@ impl Overlay {
         self.eras.clear();
         let mut batch: Vec<_> = writes.into_iter().map(|(k, w)| (k, w.value)).collect();
         batch.extend(last.map(|(k, v)| (k, Some(v))));
-        if batch.is_empty() { Ok(()) } else { self.kv.apply(batch) }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        if self.is_of_events { self.kv.apply_events(batch) } else { self.kv.apply(batch) }
     }
 }

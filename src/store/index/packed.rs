@@ -2,46 +2,81 @@
 //! one they cost sled more than all else an event costs: each copies a leaf, and each batch wakes its writers. So
 //! those families lie in pages of many pairs.
 //!
-//! What is new is written as it comes, many pairs in one row of a journal, and is in memory too, where reads see it
-//! first. Once there is enough of it, it goes into the pages, and the rows of the journal go. Every batch is as
-//! atomic as it would be without: a crash leaves the journal, from which the memory is filled again.
+//! What is new is in memory, where reads see it first, and goes into the pages once there is much of it. Until then a
+//! crash takes it along: the pages say up to which record they are complete, and what events after it add is brought
+//! back from the log when the index is opened. What other records change there (retention's) the log alone would not
+//! bring back in order: it goes into a journal too, many pairs to a row, in one batch with the rest of its record. What
+//! came from events and what is in the journal are never in memory together.
+
+mod fresh;
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::iter::Peekable;
 use std::ops::Range;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::keys::{self, JOURNAL};
-use super::page::{self, Builder, Change, Cursor, PAGE_BYTES};
-use super::{BATCH_OPS_MAX, Batch, Kv, KvError, Pair, is_packed};
+use super::keys::{self, JOURNAL, META_PACKED, META_POSITION, Position};
+use super::page::{self, Builder, Change, Cursor, PAGE_BYTES, Page};
+use super::{BATCH_OPS_MAX, Batch, Kv, KvError, Missing, Pair, is_packed};
+use fresh::{Fresh, News};
 
-/// About 8,000 events, 5 MB.
-const FRESH_MAX: usize = 32_000;
+/// With the map that follows them, the pairs of 34,000 events at most, in about 7 MB.
+const RUNS_MAX: usize = 16;
+/// So much of the log is read once more after a crash, in segments.
+const SEGMENTS_MAX: u32 = 3;
 /// Operations of the batches that write pages: half of what sled bears, for a page may become several.
 const PAGES_PER_BATCH: usize = BATCH_OPS_MAX / 2;
+/// Pairs that go into pages at once.
+const WINDOW_PAIRS: usize = 1_000;
 
 pub struct Packed<K> {
     kv: K,
-    fresh: RwLock<Fresh>,
+    state: RwLock<State>,
 }
 
 #[derive(Default)]
-struct Fresh {
-    pairs: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-    /// The rows of the journal that hold them.
+struct State {
+    fresh: Fresh,
+    /// The rows of the journal that hold what is fresh.
     rows: Range<u64>,
+    /// What is fresh is in the log alone.
+    is_in_log: bool,
+    /// Up to here records are in the index, and up to here they are in the pages.
+    position: Option<Position>,
+    packed: Option<Position>,
+    /// It was closed without [`Kv::settle`]: what lies between the two has yet to come from the log.
+    is_missing: bool,
+}
+
+impl State {
+    fn is_far_ahead(&self) -> bool {
+        let segment = |position: Option<Position>| position.map_or(0, |p| p.segment);
+        self.fresh.runs() > RUNS_MAX
+            || segment(self.position) >= segment(self.packed).saturating_add(SEGMENTS_MAX)
+    }
 }
 
 fn is_within_packed(from: &[u8], to: &[u8]) -> bool {
     from.first().is_some_and(|family| is_packed(*family) && to <= &[family + 1][..])
 }
 
+fn position_under<K: Kv>(kv: &K, key: &[u8]) -> Result<Option<Position>, KvError> {
+    kv.get(key)?.as_deref().map(keys::from_value).transpose()
+}
+
+/// The packed families' part of a batch, and the rest.
+fn split(batch: Batch) -> (Batch, Batch) {
+    batch.into_iter().partition(|(key, _)| key.first().is_some_and(|family| is_packed(*family)))
+}
+
 impl<K: Kv> Packed<K> {
     /// # Errors
     /// The index is broken.
     pub fn over(kv: K) -> Result<Packed<K>, KvError> {
-        let mut fresh = Fresh::default();
+        let mut state = State {
+            position: position_under(&kv, META_POSITION)?,
+            packed: position_under(&kv, META_PACKED)?,
+            ..State::default()
+        };
         let (mut from, to) = keys::family(JOURNAL);
         loop {
             let rows = kv.range(&from, &to, BATCH_OPS_MAX)?;
@@ -49,22 +84,28 @@ impl<K: Kv> Packed<K> {
             from = keys::successor(last.clone());
             for (key, row) in &rows {
                 let number = keys::last_number(key).unwrap_or(0);
-                if fresh.rows.is_empty() {
-                    fresh.rows.start = number;
+                if state.rows.is_empty() {
+                    state.rows.start = number;
                 }
-                fresh.rows.end = number + 1;
-                fresh.pairs.extend(page::changes(row)?);
+                state.rows.end = number + 1;
+                state.fresh.extend(page::changes(row)?)?;
             }
         }
-        Ok(Packed { kv, fresh: RwLock::new(fresh) })
+        let applied = |position: Option<Position>| position.map(|p| p.applied);
+        if applied(state.packed) > applied(state.position) {
+            return Err(KvError("its pages are ahead of it".to_owned()));
+        }
+        // With rows in the journal, those and the pages are all there is.
+        state.is_missing = applied(state.packed) < applied(state.position) && state.rows.is_empty();
+        Ok(Packed { kv, state: RwLock::new(state) })
     }
 
-    fn fresh(&self) -> RwLockReadGuard<'_, Fresh> {
-        self.fresh.read().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fresh_mut(&self) -> RwLockWriteGuard<'_, Fresh> {
-        self.fresh.write().unwrap_or_else(PoisonError::into_inner)
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The page that holds this key, if any does.
@@ -82,18 +123,26 @@ impl<K: Kv> Packed<K> {
 
     fn write_pages(&self, fresh: &Fresh) -> Result<(), KvError> {
         let mut batch = Batch::new();
-        let mut changes = fresh.pairs.iter().peekable();
-        while let Some((key, _)) = changes.peek() {
+        let mut news = fresh.within(&[], &[u8::MAX], Ordering::Less)?;
+        while let Some((key, _)) = news.peek() {
             let page = self.page_of(key)?;
+            let end = self.next_page(key)?;
             let (row, was_there) = match &page {
                 Some((row, _)) => (row.clone(), true),
-                None => ((*key).clone(), false),
+                None => (key.clone(), false),
             };
-            let end = self.next_page(key)?;
             let old = page.map_or(Vec::new(), |(_, bytes)| bytes);
             let end_of_family = keys::family(row.first().copied().unwrap_or_default()).1;
             let end = end.unwrap_or(end_of_family);
-            let (pages, empty) = (merged(&row, &old, &end, &mut changes)?, (row, None));
+            let mut window = Vec::new();
+            let goes_on = loop {
+                let belongs = news.peek().is_some_and(|(key, _)| key < &end);
+                if !belongs || window.len() == WINDOW_PAIRS {
+                    break belongs;
+                }
+                window.extend(news.next()?);
+            };
+            let (pages, empty) = (merged(&row, &old, &end, &window)?, (row, None));
             let gone = (pages.is_empty() && was_there).then_some(empty);
             for op in pages.into_iter().chain(gone) {
                 batch.push(op);
@@ -101,13 +150,17 @@ impl<K: Kv> Packed<K> {
                     self.kv.apply(std::mem::take(&mut batch))?;
                 }
             }
+            // What comes next belongs to one of these pages.
+            if goes_on && !batch.is_empty() {
+                self.kv.apply(std::mem::take(&mut batch))?;
+            }
         }
         if batch.is_empty() { Ok(()) } else { self.kv.apply(batch) }
     }
 
     fn ascending(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
-        let fresh = self.fresh();
-        let mut news = fresh.pairs.range(from.to_vec()..to.to_vec()).peekable();
+        let state = self.state();
+        let mut news = state.fresh.within(from, to, Ordering::Less)?;
         let (mut found, mut at) = (Vec::new(), from.to_vec());
         while found.len() < limit {
             let page = self.page_of(&at)?;
@@ -117,8 +170,7 @@ impl<K: Kv> Packed<K> {
             let end = next.as_deref().unwrap_or(to);
             let old = page.map_or(Ok(Vec::new()), |(_, bytes)| page::changes(&bytes))?;
             let old = old.into_iter().filter(|(key, _)| at <= *key && key.as_slice() < end);
-            let news = std::iter::from_fn(|| news.next_if(|(key, _)| key.as_slice() < end));
-            merge(old, news, Ordering::Less, &mut found, limit);
+            merge(old, &mut news, |key| key < end, Ordering::Less, &mut found, limit)?;
             match next {
                 Some(next) => at = next,
                 None => break,
@@ -128,7 +180,8 @@ impl<K: Kv> Packed<K> {
     }
 
     fn descending(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
-        let fresh = self.fresh();
+        let state = self.state();
+        let mut news = state.fresh.within(from, to, Ordering::Greater)?;
         let family = from.get(..1).unwrap_or_default();
         let (mut found, mut to) = (Vec::new(), to.to_vec());
         while found.len() < limit && from < to.as_slice() {
@@ -137,8 +190,8 @@ impl<K: Kv> Packed<K> {
             let was_last = page.is_none();
             let old = page.map_or(Ok(Vec::new()), |(_, bytes)| page::changes(&bytes))?;
             let old = old.into_iter().rev().filter(|(key, _)| start <= *key && *key < to);
-            let news = fresh.pairs.range(start.clone()..to.clone()).rev();
-            merge(old, news, Ordering::Greater, &mut found, limit);
+            let belongs = |key: &[u8]| key >= start.as_slice();
+            merge(old, &mut news, belongs, Ordering::Greater, &mut found, limit)?;
             if was_last {
                 break;
             }
@@ -146,20 +199,37 @@ impl<K: Kv> Packed<K> {
         }
         Ok(found)
     }
+
+    /// One batch, already seen in memory.
+    fn write(&self, ops: Batch) -> Result<(), KvError> {
+        let position = ops.iter().rev().find(|(key, _)| key == META_POSITION);
+        let position = position.and_then(|(_, value)| value.as_deref()).map(keys::from_value);
+        let position = position.transpose()?;
+        if !ops.is_empty() {
+            self.kv.apply(ops)?;
+        }
+        let Some(position) = position else { return Ok(()) };
+        let mut state = self.state_mut();
+        state.position = Some(position);
+        let is_far_ahead = state.is_far_ahead();
+        drop(state);
+        if is_far_ahead { self.settle() } else { Ok(()) }
+    }
 }
 
 /// Adds the pairs of both, which come in this order, to those found, until there are enough; what is new counts.
-fn merge<'a>(
+fn merge(
     old: impl Iterator<Item = Change>,
-    news: impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>,
+    news: &mut News<'_>,
+    belongs: impl Fn(&[u8]) -> bool,
     order: Ordering,
     found: &mut Vec<Pair>,
     limit: usize,
-) {
-    let (mut old, mut news) = (old.peekable(), news.peekable());
+) -> Result<(), KvError> {
+    let mut old = old.peekable();
     while found.len() < limit {
-        let first = match (old.peek(), news.peek()) {
-            (None, None) => return,
+        let first = match (old.peek(), news.peek().filter(|(key, _)| belongs(key))) {
+            (None, None) => break,
             (Some(_), None) => order,
             (None, Some(_)) => order.reverse(),
             (Some((old, _)), Some((new, _))) => old.cmp(new),
@@ -171,25 +241,20 @@ fn merge<'a>(
         if first == Ordering::Equal {
             old.next();
         }
-        let new = news.next();
-        found.extend(new.and_then(|(key, value)| Some((key.clone(), value.clone()?))));
+        found.extend(news.next()?.and_then(|(key, value)| Some((key, value?))));
     }
+    Ok(())
 }
 
 /// What the page at `row` becomes with what is new up to `end`: itself, several, or nothing.
-fn merged<'a>(
-    row: &[u8],
-    page: &[u8],
-    end: &[u8],
-    news: &mut Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)> + Clone>,
-) -> Result<Batch, KvError> {
-    let bytes_max = bytes_max(page, end, news.clone())?;
-    let (mut builder, mut old) = (Builder::default(), Cursor::of(page)?);
+fn merged(row: &[u8], page: &[u8], end: &[u8], news: &[Change]) -> Result<Batch, KvError> {
+    let bytes_max = bytes_max(page, end, news)?;
+    let (mut builder, mut old, mut news) =
+        (Builder::default(), Cursor::of(page)?, news.iter().peekable());
     loop {
         // A crash may have left in a page what has got one of its own.
         let kept = old.pair().filter(|(key, _)| *key < end);
-        let new = news.peek().filter(|(key, _)| key.as_slice() < end);
-        let first = match (kept, new) {
+        let first = match (kept, news.peek()) {
             (None, None) => break,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
@@ -211,28 +276,23 @@ fn merged<'a>(
     }
     let mut pages = builder.pages();
     // A page keeps its row, from which on it is looked for.
-    if let Some((first, _)) = pages.first_mut() {
-        *first = row.to_vec();
+    if let Some(page) = pages.first_mut() {
+        page.first = row.to_vec();
     }
     // Its own row last: cut off before, what goes elsewhere is still there too.
-    Ok(pages.into_iter().rev().map(|(row, page)| (row, Some(page))).collect())
+    Ok(pages.into_iter().rev().map(|Page { first, bytes, .. }| (first, Some(bytes))).collect())
 }
 
 /// How full the pages become. What comes in order fills them. Among the keys of a full page there is room for more in
 /// two halves.
-fn bytes_max<'a>(
-    page: &[u8],
-    end: &[u8],
-    mut news: Peekable<impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)>>,
-) -> Result<usize, KvError> {
-    let first_new = news.peek().map(|(key, _)| *key);
+fn bytes_max(page: &[u8], end: &[u8], news: &[Change]) -> Result<usize, KvError> {
     let (mut bytes, mut comes_in_order, mut old) = (0, true, Cursor::of(page)?);
     while let Some((key, value)) = old.pair().filter(|(key, _)| *key < end) {
         bytes += key.len() + value.map_or(0, <[u8]>::len);
-        comes_in_order = first_new.is_some_and(|new| key < new.as_slice());
+        comes_in_order = news.first().is_some_and(|(new, _)| key < new.as_slice());
         old.advance()?;
     }
-    for (key, value) in news.take_while(|(key, _)| key.as_slice() < end) {
+    for (key, value) in news {
         bytes += value.as_ref().map_or(0, |value| key.len() + value.len());
     }
     Ok(if comes_in_order {
@@ -247,12 +307,12 @@ impl<K: Kv> Kv for Packed<K> {
         if !key.first().is_some_and(|family| is_packed(*family)) {
             return self.kv.get(key);
         }
-        let fresh = self.fresh();
-        if let Some(change) = fresh.pairs.get(key) {
-            return Ok(change.clone());
+        let state = self.state();
+        if let Some(change) = state.fresh.get(key)? {
+            return Ok(change);
         }
         match self.page_of(key)? {
-            Some((_, page)) => page::get(&page, key),
+            Some((_, page)) => Ok(page::find(&page, key)?.flatten().map(<[u8]>::to_vec)),
             None => Ok(None),
         }
     }
@@ -273,28 +333,55 @@ impl<K: Kv> Kv for Packed<K> {
         }
     }
 
-    /// Events are seen a moment before the position that tells of them.
+    /// Changes are seen a moment before the position that tells of them.
     fn apply(&self, batch: Batch) -> Result<(), KvError> {
-        let (news, plain): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .partition(|(key, _)| key.first().is_some_and(|family| is_packed(*family)));
+        let (news, plain) = split(batch);
+        if news.is_empty() {
+            return self.write(plain);
+        }
+        let is_in_log = self.state().is_in_log;
+        if is_in_log {
+            self.settle()?;
+        }
         let mut rows = Builder::default();
         for (key, value) in &news {
             rows.add(key, value.as_deref(), PAGE_BYTES)?;
         }
-        let mut fresh = self.fresh_mut();
-        let first = fresh.rows.end;
+        let mut state = self.state_mut();
+        let first = state.rows.end;
         let mut ops: Batch = (first..)
             .zip(rows.pages())
-            .map(|(number, (_, row))| (keys::journal(number), Some(row)))
+            .map(|(number, row)| (keys::journal(number), Some(row.bytes)))
             .collect();
-        fresh.rows.end += ops.len() as u64;
-        fresh.pairs.extend(news);
-        let full = fresh.pairs.len() >= FRESH_MAX;
-        drop(fresh);
+        state.rows.end += ops.len() as u64;
+        state.fresh.extend(news)?;
+        drop(state);
         ops.extend(plain);
-        self.kv.apply(ops)?;
-        if full { self.settle() } else { Ok(()) }
+        self.write(ops)
+    }
+
+    fn apply_events(&self, batch: Batch) -> Result<(), KvError> {
+        let (news, plain) = split(batch);
+        if !news.is_empty() {
+            let has_rows = !self.state().rows.is_empty();
+            if has_rows {
+                self.settle()?;
+            }
+            let mut state = self.state_mut();
+            state.fresh.extend(news)?;
+            state.is_in_log = true;
+        }
+        self.write(plain)
+    }
+
+    fn missing(&self) -> Option<Missing> {
+        let state = self.state();
+        let upto = state.position.filter(|_| state.is_missing)?;
+        Some(Missing { after: state.packed, upto })
+    }
+
+    fn is_complete_again(&self) {
+        self.state_mut().is_missing = false;
     }
 
     fn flush(&self) -> Result<(), KvError> {
@@ -315,20 +402,29 @@ impl<K: Kv> Kv for Packed<K> {
 
     /// Only who applies may call it. Cut off anywhere, it is done again.
     fn settle(&self) -> Result<(), KvError> {
-        let fresh = self.fresh();
-        if fresh.pairs.is_empty() {
-            return Ok(());
+        let state = self.state();
+        if state.is_missing {
+            return Err(KvError("it lacks what only the log has".to_owned()));
         }
-        self.write_pages(&fresh)?;
-        let rows: Vec<u64> = fresh.rows.clone().collect();
-        drop(fresh);
+        if !state.fresh.is_empty() {
+            self.write_pages(&state.fresh)?;
+        }
+        let (position, rows) = (state.position, state.rows.clone());
+        let has_moved = position != state.packed;
+        drop(state);
+        if let Some(position) = position.filter(|_| has_moved) {
+            self.kv.apply(vec![(META_PACKED.to_vec(), Some(keys::to_value(&position)?))])?;
+        }
         // The oldest first: of two changes of one key the later one must not go before the earlier.
+        let rows: Vec<u64> = rows.collect();
         for rows in rows.chunks(BATCH_OPS_MAX) {
             self.kv.apply(rows.iter().map(|n| (keys::journal(*n), None)).collect())?;
         }
-        let mut fresh = self.fresh_mut();
-        fresh.pairs = BTreeMap::new();
-        fresh.rows.start = fresh.rows.end;
+        let mut state = self.state_mut();
+        state.fresh = Fresh::default();
+        state.rows.start = state.rows.end;
+        state.is_in_log = false;
+        state.packed = position;
         Ok(())
     }
 }

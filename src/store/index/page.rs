@@ -23,10 +23,17 @@ fn layout() -> impl bincode::config::Config {
     bincode::config::standard().with_limit::<BYTES_MAX>()
 }
 
+/// With its first and its last key.
+pub struct Page {
+    pub first: Vec<u8>,
+    pub last: Vec<u8>,
+    pub bytes: Vec<u8>,
+}
+
 /// Puts pages together from pairs in order.
 #[derive(Default)]
 pub struct Builder {
-    pages: Vec<(Vec<u8>, Vec<u8>)>,
+    pages: Vec<Page>,
     bytes: Vec<u8>,
     first: Vec<u8>,
     last: Vec<u8>,
@@ -65,13 +72,16 @@ impl Builder {
     }
 
     fn end_page(&mut self) {
-        let first = std::mem::take(&mut self.first);
-        self.pages.push((first, std::mem::take(&mut self.bytes)));
+        self.pages.push(Page {
+            first: std::mem::take(&mut self.first),
+            last: self.last.clone(),
+            bytes: self.bytes.as_slice().into(),
+        });
+        self.bytes.clear();
     }
 
-    /// The first key of each page, and the page.
     #[must_use]
-    pub fn pages(mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub fn pages(mut self) -> Vec<Page> {
         if !self.bytes.is_empty() {
             self.end_page();
         }
@@ -136,13 +146,15 @@ pub fn changes(page: &[u8]) -> Result<Vec<Change>, KvError> {
     Ok(found)
 }
 
+/// What became of a key, if it is in the page.
+///
 /// # Errors
 /// As [`Cursor::of`].
-pub fn get(page: &[u8], wanted: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+pub fn find<'a>(page: &'a [u8], wanted: &[u8]) -> Result<Option<Option<&'a [u8]>>, KvError> {
     let mut cursor = Cursor::of(page)?;
     while let Some((key, value)) = cursor.pair().filter(|(key, _)| *key <= wanted) {
         if key == wanted {
-            return Ok(value.map(<[u8]>::to_vec));
+            return Ok(Some(value));
         }
         cursor.advance()?;
     }
@@ -157,7 +169,7 @@ mod tests {
         (0..n).map(|n| (n.to_be_bytes().to_vec(), Some(vec![7; 20]))).collect()
     }
 
-    fn pages(pairs: &[Change], bytes_max: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    fn pages(pairs: &[Change], bytes_max: usize) -> Vec<Page> {
         let mut builder = Builder::default();
         for (key, value) in pairs {
             builder.add(key, value.as_deref(), bytes_max).unwrap();
@@ -172,15 +184,15 @@ mod tests {
         let pages = pages(&pairs, 500);
         assert!(pages.len() > 40);
         let mut read = Vec::new();
-        for (first, page) in &pages {
-            assert!(page.len() <= 500);
-            let held = changes(page).unwrap();
-            assert_eq!(held[0].0, *first);
-            assert_eq!(get(page, first).unwrap(), held[0].1);
+        for Page { first, last, bytes } in &pages {
+            assert!(bytes.len() <= 500);
+            let held = changes(bytes).unwrap();
+            assert_eq!((&held[0].0, &held[held.len() - 1].0), (first, last));
+            assert_eq!(find(bytes, first).unwrap(), Some(held[0].1.as_deref()));
             read.extend(held);
         }
         assert_eq!(read, pairs);
-        assert_eq!(get(&pages[0].1, b"absent").unwrap(), None);
+        assert_eq!(find(&pages[0].bytes, b"absent").unwrap(), None);
     }
 
     #[test]
@@ -191,7 +203,7 @@ mod tests {
 
     #[test]
     fn garbage_is_an_error_and_no_panic() {
-        let page = pages(&pairs(20), 4_000).remove(0).1;
+        let page = pages(&pairs(20), 4_000).remove(0).bytes;
         for cut in 1..page.len() {
             let _ = changes(&page[..cut]);
             let mut flipped = page.clone();

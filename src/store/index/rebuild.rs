@@ -11,7 +11,7 @@ use super::keys::{self, FORMAT, Position, Session};
 use super::memory::MemoryKv;
 use super::packed::Packed;
 use super::sled::SledKv;
-use super::{Kv, KvError};
+use super::{Kv, KvError, apply};
 use crate::clock::BootId;
 use crate::delivery::Seq;
 use crate::store::log::LogReader;
@@ -177,6 +177,10 @@ fn trusted(
             Ok(frame) if frame.time == time => {}
             _ => return doubt("it does not agree with the log"),
         }
+    }
+    if let Some(missing) = kv.missing() {
+        let after = missing.after.map_or_else(|| beginning(reader, log), Ok)?;
+        apply::refill(kv.clone(), reader, after, missing.upto)?;
     }
     Ok((kv, Some(position)))
 }

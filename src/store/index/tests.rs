@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
 use super::Kv;
-use super::apply::{Applier, At};
+use super::apply::{Applier, At, refill_with};
 use super::keys::{self, DeliveryEntry, HandlerEntry, Position, RepeatEntry};
 use super::memory::MemoryKv;
+use super::packed::Packed;
 use crate::clock::Timestamp;
 use crate::delivery::{Attempt, Delivery, DeliveryKey, HandlerName, Outcome, State};
 use crate::event::{VerifiedBy, dedup_key};
@@ -412,6 +413,57 @@ fn a_crash_at_any_batch_boundary_changes_nothing_once_the_rest_is_applied() {
         }
         assert!(kv.dump() == expected, "seed {seed}");
     }
+}
+
+/// The same with pages, of which only the newest part is in the log alone.
+#[test]
+fn a_crash_changes_nothing_once_the_log_has_brought_back_what_was_in_no_page() {
+    let mut refills = 0;
+    for seed in 0..200 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let records: Vec<Record> = (1..=300).map(|seq| random_record(&mut rng, seq)).collect();
+        let record = |seq: u64| records[usize::try_from(seq).unwrap() - 1].clone();
+        let expected = index(records.clone()).dump();
+
+        let below = MemoryKv::crashable();
+        let kv = loop {
+            let kv = Arc::new(Packed::over(below.clone()).unwrap());
+            if let Some(missing) = kv.missing() {
+                let after = missing.after.map_or(0, |position| position.applied);
+                let again =
+                    (after + 1..=missing.upto.applied).map(|n| Ok((at(n), Some(record(n)))));
+                refill_with(kv.clone(), missing.after.unwrap_or(start()), again).unwrap();
+                refills += 1;
+            }
+            let mut applier = Applier::new(kv.clone(), position(&below));
+            let from = position(&below).applied + 1;
+            let stop = rng.u64(from..=320);
+            for seq in from..=300.min(stop) {
+                applier.apply(at(seq), record(seq)).unwrap();
+                match rng.u32(0..40) {
+                    0..4 => applier.commit().unwrap(),
+                    4 => {
+                        applier.commit().unwrap();
+                        kv.settle().unwrap();
+                    }
+                    _ => {}
+                }
+            }
+            if stop > 300 {
+                applier.commit().unwrap();
+                break kv;
+            }
+            below.crash(rng.usize(0..=below.unflushed()));
+            below.flush().unwrap();
+        };
+        let mut found = Vec::new();
+        for family in (0..u8::MAX).filter(|family| *family != keys::JOURNAL) {
+            found.extend(kv.range(&[family], &[family + 1], usize::MAX).unwrap());
+        }
+        found.retain(|(key, _)| key != keys::META_PACKED);
+        assert!(found == expected, "seed {seed}");
+    }
+    assert!(refills > 200, "{refills} refills");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use bluehook::event::{DedupKey, NewEvent, body_hash};
 use bluehook::store::dedup::{Dedup, Seen, Settled};
 use bluehook::store::disk::{Disk, MemDisk};
 use bluehook::store::index::Kv;
-use bluehook::store::index::keys::{CONFLICTS_MAX, JOURNAL, META_SESSION};
+use bluehook::store::index::keys::{CONFLICTS_MAX, JOURNAL, META_PACKED, META_SESSION};
 use bluehook::store::index::memory::MemoryKv;
 use bluehook::store::index::query::View;
 use bluehook::store::index::rebuild::LogState;
@@ -507,7 +507,7 @@ impl Process {
                 let found = kv.range(&[family], &[family + 1], usize::MAX);
                 pairs.extend(found.map_err(|e| e.to_string())?);
             }
-            pairs.retain(|(key, _)| key != META_SESSION);
+            pairs.retain(|(key, _)| key != META_SESSION && key != META_PACKED);
             Ok::<_, String>(pairs)
         };
         let (live, built) = match &self.index {
