@@ -39,7 +39,7 @@ impl Framing {
         while at < bytes.len() {
             let rest = &bytes[at..];
             match self.next {
-                Next::Head => match rest.iter().position(|&b| b == b'\n') {
+                Next::Head => match memchr::memchr(b'\n', rest) {
                     Some(end) => {
                         self.head.extend_from_slice(&rest[..=end]);
                         if !self.end_of_line() {

@@ -30,8 +30,8 @@ struct Taken {
     by_address: HashMap<IpAddr, usize>,
     /// Who waits for its peer, longest first.
     waiting: BTreeMap<u64, Waiting>,
-    /// Who was told to go and has yet to hear it, and whom that keeps waiting.
-    told: HashMap<u64, oneshot::Sender<()>>,
+    /// Who was told to go and has yet to do so.
+    told: HashMap<u64, Told>,
     waits: u64,
     gave_way: u64,
 }
@@ -41,6 +41,12 @@ struct Waiting {
     /// Of a body that is not whole.
     holds_bytes: u64,
     give_way: Arc<Notify>,
+}
+
+struct Told {
+    holds_bytes: u64,
+    /// Dropped with it: whom that keeps waiting hears of it.
+    _keeps_waiting: oneshot::Sender<()>,
 }
 
 /// Which limit a newcomer met, with nobody to give way.
@@ -73,7 +79,8 @@ impl Taken {
         let wait = self.waiting.iter().find(|(_, one)| among(one)).map(|(wait, _)| *wait)?;
         let one = self.waiting.remove(&wait)?;
         let (keeps_waiting, heard) = oneshot::channel();
-        self.told.insert(wait, keeps_waiting);
+        let told = Told { holds_bytes: one.holds_bytes, _keeps_waiting: keeps_waiting };
+        self.told.insert(wait, told);
         one.give_way.notify_one();
         Some(heard)
     }
@@ -168,12 +175,13 @@ impl Place {
         }
     }
 
-    /// Somebody else's body is needed room for: of those that are not whole the longest waiting goes, if there is one.
+    /// Somebody else's body is needed room for: of those that are not whole the longest waiting goes. `false`: there is
+    /// none, nor one that is about to go.
     pub(super) fn make_room_for_a_body(&self) -> bool {
-        self.places
-            .lock()
-            .make_room(|one| one.holds_bytes > 0 && !Arc::ptr_eq(&one.give_way, &self.give_way))
-            .is_some()
+        let mut taken = self.places.lock();
+        let is_another = |one: &Waiting| !Arc::ptr_eq(&one.give_way, &self.give_way);
+        taken.make_room(|one| one.holds_bytes > 0 && is_another(one)).is_some()
+            || taken.told.values().any(|told| told.holds_bytes > 0)
     }
 
     /// A request is whole: its answer comes, whoever else does.
@@ -313,6 +321,9 @@ mod tests {
         own.holds(10);
         assert!(own.make_room_for_a_body());
         assert_eq!([&silent, &slow, &own].map(told_to_go), [false, true, false]);
+        // On a busy machine it has yet to go: that is no reason to refuse the newcomer.
+        assert!(own.make_room_for_a_body());
+        drop(slow);
         assert!(!own.make_room_for_a_body());
     }
 
