@@ -137,6 +137,10 @@ impl VolatileDisk {
         self.at.join(DISK_NAME)
     }
 
+    pub fn holds_unflushed(&self) -> bool {
+        !self.state.lock().unwrap().unflushed.is_empty()
+    }
+
     /// Of the writes not yet flushed each survives with probability `keep`, one in ten of these in part.
     pub fn cut_power(&self, keep: f64, rng: &mut fastrand::Rng) -> Cut {
         let mut state = self.state.lock().unwrap();

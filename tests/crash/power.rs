@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::disk::{Mounted, VolatileDisk, can_mount};
 use super::{Load, stored};
@@ -12,6 +12,8 @@ use crate::support::{Program, Server, full_run, rng};
 const DISK_BYTES: u64 = 96 * 1024 * 1024;
 /// So often in a row on one disk, each time with what the cuts before have left.
 const CUTS_ON_ONE_DISK: usize = 10;
+/// How long every second cut waits for a write that waits for its flush.
+const CATCH_WITHIN: Duration = Duration::from_millis(200);
 /// Small segments, so that cuts meet their change; enough room that nothing is dropped.
 const CONFIG: &str = r#"
 [retention]
@@ -58,6 +60,11 @@ pub fn pull_the_plug(program: &Program, keep: f64, cuts: usize, rng: &mut fastra
                 }
                 // The random instant is the point of this test, not a wait for something to happen.
                 std::thread::sleep(moment);
+                // Writes wait for their flush but for a moment each: ten random instants may miss them all.
+                let until = Instant::now() + CATCH_WITHIN;
+                while told.cuts % 2 == 1 && !disk.holds_unflushed() && Instant::now() < until {
+                    std::thread::yield_now();
+                }
                 let cut = disk.cut_power(keep, rng);
                 server.kill();
                 load.stop.store(true, Ordering::Relaxed);
